@@ -1,0 +1,63 @@
+"""quietbeam: clean detector frames while the beam is on.
+
+These names are the whole world of a plugin author.
+"""
+
+from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.core.errors import (
+    ConfigError,
+    DataError,
+    EngineError,
+    QuietbeamError,
+    SinkError,
+    SourceError,
+)
+from quietbeam.core.events import Event, Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.plugin import (
+    AnalysisPlugin,
+    CorrectionPlugin,
+    DenoiserPlugin,
+    InversionPlugin,
+    RecordingSink,
+    Sink,
+    SinkPlugin,
+    SourcePlugin,
+)
+from quietbeam.core.result import MetricSpec, Result
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnalysisPlugin",
+    "ConfigError",
+    "CorrectionPlugin",
+    "DataError",
+    "DenoiserPlugin",
+    "EngineError",
+    "Event",
+    "Frame",
+    "InversionPlugin",
+    "MetricSpec",
+    "QuietbeamError",
+    "RecordingSink",
+    "Rejected",
+    "Result",
+    "RunEnd",
+    "RunStart",
+    "Sink",
+    "SinkError",
+    "SinkPlugin",
+    "SourceError",
+    "SourcePlugin",
+    "StreamingDenoiser",
+    "denoise",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Give ``quietbeam.denoise`` lazily: it needs torch, the rest does not."""
+    if name == "denoise":
+        from quietbeam.offline.denoise import denoise
+
+        return denoise
+    raise AttributeError(f"module 'quietbeam' has no attribute {name!r}")

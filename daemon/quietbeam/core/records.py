@@ -1,0 +1,136 @@
+"""Events and results as ring records, and back: what crosses a process, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.result import Result
+from quietbeam.core.ring import Kind, Record, RingReader, RingWriter
+
+_START_FIELDS = (
+    "run",
+    "frame_time_s",
+    "exposure_s",
+    "frames_expected",
+    "pixel_size_m",
+    "energy_kev",
+    "distance_m",
+    "nodata",
+    "saturation",
+)
+
+
+def put(ring: RingWriter, item: RunStart | Frame | RunEnd | Result) -> None:
+    """Write one event or result."""
+    match item:
+        case RunStart():
+            meta: dict[str, Any] = {name: getattr(item, name) for name in _START_FIELDS}
+            meta |= {"shape": list(item.shape), "dtype": item.dtype.str}
+            meta["metadata"] = dict(item.metadata)
+            ring.write(Kind.START, meta, *(() if item.mask is None else (item.mask,)))
+        case Frame():
+            ring.write(Kind.FRAME, _frame_meta(item), item.pixels)
+        case RunEnd():
+            ring.write(Kind.END, {"run": item.run, "reason": item.reason})
+        case Result():
+            _put_result(ring, item)
+
+
+def _frame_meta(item: Frame | Result) -> dict[str, Any]:
+    return {
+        "run": item.run,
+        "index": item.index,
+        "time_ns": item.time_ns,
+        "received_ns": item.received_ns,
+    }
+
+
+def _put_result(ring: RingWriter, item: Result) -> None:
+    scalars = {k: float(v) for k, v in item.metrics.items() if np.ndim(v) == 0}
+    arrays = {k: np.asarray(v) for k, v in item.metrics.items() if np.ndim(v) > 0}
+    meta = _frame_meta(item) | {
+        "denoiser": item.denoiser,
+        "model_version": item.model_version,
+        "latency_s": item.latency_s,
+        "scalars": scalars,
+        "arrays": list(arrays),
+    }
+    ring.write(Kind.FRAME, meta, item.clean, item.sd, *arrays.values())
+
+
+def run_start(record: Record) -> RunStart:
+    """Read a START record."""
+    meta = dict(record.meta)
+    mask: NDArray[np.bool_] | None = record.arrays[0] if record.arrays else None
+    shape: tuple[int, int] = (meta["shape"][0], meta["shape"][1])
+    fields = {name: meta[name] for name in _START_FIELDS}
+    return RunStart(
+        shape=shape,
+        dtype=np.dtype(meta["dtype"]),
+        mask=mask,
+        metadata=meta["metadata"],
+        **fields,
+    )
+
+
+def frame(record: Record) -> Frame:
+    """Read a FRAME record of the raw ring."""
+    return Frame(pixels=record.arrays[0], **record.meta)
+
+
+def result(record: Record) -> Result:
+    """Read a FRAME record of the clean ring; it carries no raw pixels."""
+    meta = dict(record.meta)
+    scalars, names = meta.pop("scalars"), meta.pop("arrays")
+    metrics = scalars | dict(zip(names, record.arrays[2:], strict=True))
+    clean, sd = record.arrays[:2]
+    return Result(clean=clean, sd=sd, raw=None, metrics=metrics, **meta)
+
+
+class RunReader:
+    """Reads a ring as runs: whatever was lost, the grammar of events holds.
+
+    A run whose start was overwritten gets it from the pinned copy; a run whose
+    end was overwritten ends as ``lost`` when the next one starts.
+    """
+
+    def __init__(self, ring: RingReader) -> None:
+        self.ring = ring
+        self._run: str | None = None
+
+    def poll(self, timeout_s: float = 0.1) -> Iterator[RunStart | RunEnd | Record]:
+        """Give what the next record means: none, one or several items.
+
+        Frames stay ``Record`` (of kind FRAME): use ``frame`` or ``result``.
+        """
+        record = self.ring.read(timeout_s)
+        if record is None:
+            return
+        run = record.meta["run"]
+        if record.kind == Kind.START:
+            yield from self._end_unfinished()
+            self._run = run
+            yield run_start(record)
+        elif record.kind == Kind.END:
+            if run == self._run:
+                self._run = None
+                yield RunEnd(run=run, reason=record.meta["reason"])
+        else:
+            if run != self._run:
+                yield from self._end_unfinished()
+                pinned = self.ring.pinned()
+                if pinned is None or pinned.meta["run"] != run:
+                    return  # the newest run is another one: its own frames will follow
+                self._run = run
+                yield run_start(pinned)
+            yield record
+
+    def _end_unfinished(self) -> Iterator[RunEnd]:
+        if self._run is not None:
+            yield RunEnd(run=self._run, reason="lost")
+            self._run = None
