@@ -1,1 +1,1 @@
-"""quietbeam.core"""
+"""Words of the domain: events, results, rings, plugin kinds. Needs numpy and pydantic only."""

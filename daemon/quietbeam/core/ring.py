@@ -75,7 +75,9 @@ class ReaderCount:
     heartbeat_age_s: float
 
 
-def encode(kind: Kind, meta: dict[str, Any], arrays: Sequence[NDArray[Any]]) -> list[bytes | memoryview]:
+def encode(
+    kind: Kind, meta: dict[str, Any], arrays: Sequence[NDArray[Any]]
+) -> list[bytes | memoryview]:
     """Give the pieces of a record: a JSON head with dtypes and shapes, then the arrays."""
     described = [[a.dtype.str, list(a.shape)] for a in arrays]
     head = json.dumps({"m": meta, "a": described}).encode()
@@ -345,7 +347,9 @@ class RingReader:
         head = int(self._m.header[_H_HEAD])
         entry = self._entry(seq) if seq < head else None
         before = int(self._m.header[_H_FRAMES]) if entry is None else entry[2]
-        known = int(self._me[_R_BASE] + self._me[_R_READ] + self._me[_R_LOST] + self._me[_R_SKIPPED])
+        known = int(
+            self._me[_R_BASE] + self._me[_R_READ] + self._me[_R_LOST] + self._me[_R_SKIPPED]
+        )
         self._me[_R_LOST] += np.uint64(max(0, before - known))
         self._me[_R_CURSOR] = seq
 

@@ -1,1 +1,1 @@
-"""quietbeam.model"""
+"""What turns counts into clean counts: calibration, engines, fusion."""

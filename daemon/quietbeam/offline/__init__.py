@@ -1,1 +1,1 @@
-"""quietbeam.offline"""
+"""Reads files: denoising, evaluation and repair after the run."""

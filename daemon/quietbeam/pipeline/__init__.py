@@ -1,1 +1,1 @@
-"""quietbeam.pipeline"""
+"""The one-way path of a frame, one file per stage."""

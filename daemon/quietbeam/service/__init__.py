@@ -1,1 +1,1 @@
-"""quietbeam.service"""
+"""The daemon around the pipeline: supervision, control, telemetry."""

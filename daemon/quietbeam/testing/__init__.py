@@ -1,1 +1,1 @@
-"""quietbeam.testing"""
+"""Fakes, phantoms, simulators and conformance tests, shipped to plugin authors."""

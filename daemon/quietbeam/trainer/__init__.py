@@ -1,1 +1,1 @@
-"""quietbeam.trainer"""
+"""Trains beside the pipeline, in its own process, and judges every candidate."""

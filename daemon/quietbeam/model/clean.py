@@ -1,0 +1,118 @@
+"""One frame through correction, stabilisation, an engine, fusion and back to counts.
+
+Shared by the live pipeline and by offline denoising: the same numbers either way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quietbeam.core.engine import Engine
+from quietbeam.core.events import Frame
+from quietbeam.model.correct import Corrections, Float, Valid, fill_invalid
+from quietbeam.model.fuse import fuse
+from quietbeam.model.stabilise import Stabiliser
+from quietbeam.model.stream import Streamer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A frame as the models see it.
+
+    Attributes:
+        position: Number of the frame within what was prepared of this run, from 0.
+        frame: As it came.
+        pixels: (h, w) corrected counts.
+        valid: (h, w).
+        z: (h, w) stabilised units, holes filled.
+    """
+
+    position: int
+    frame: Frame
+    pixels: Float
+    valid: Valid
+    z: Float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """What one engine says of one frame, in stabilised units, each (h, w).
+
+    Attributes:
+        prepared: The frame it is about.
+        blind: Predicted without the frame itself.
+        blind_variance: Of ``blind``; 0 where unknown.
+        z: After fusion with the measured frame.
+        variance: Of ``z``; 0 where unknown.
+        weight: Share of the measured pixel in ``z``.
+    """
+
+    prepared: Prepared
+    blind: Float
+    blind_variance: Float
+    z: Float
+    variance: Float
+    weight: Float
+
+
+class Preparation:
+    """Makes ``Prepared`` frames of one run."""
+
+    def __init__(self, corrections: Corrections, stabiliser: Stabiliser) -> None:
+        self.stabiliser = stabiliser
+        self._corrections = corrections
+        self._position = 0
+
+    def __call__(self, frame: Frame) -> Prepared:
+        """Correct and stabilise one frame."""
+        return self.stabilise(frame, *self._corrections(frame.pixels))
+
+    def stabilise(self, frame: Frame, pixels: Float, valid: Valid) -> Prepared:
+        """Stabilise a frame that is corrected already."""
+        filled = fill_invalid(pixels, valid)
+        prepared = Prepared(self._position, frame, pixels, valid, self.stabiliser.forward(filled))
+        self._position += 1
+        return prepared
+
+
+class EngineStream:
+    """One engine over one run: prepared frames in, estimates out, in order, none missing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._streamer = Streamer(engine)
+        self._waiting: deque[Prepared] = deque()
+
+    def push(self, prepared: Prepared) -> list[Estimate]:
+        """Take the next frame; give the estimates now ready."""
+        self._waiting.append(prepared)
+        return [self._estimate(*answer) for answer in self._streamer.push(prepared.z)]
+
+    def flush(self) -> list[Estimate]:
+        """The run is over: give the estimates still owed."""
+        return [self._estimate(*answer) for answer in self._streamer.flush()]
+
+    def _estimate(self, mean: Float, variance: Float) -> Estimate:
+        prepared = self._waiting.popleft()
+        z, posterior, weight = fuse(mean, variance, prepared.z, prepared.valid)
+        return Estimate(prepared, mean, variance, z, posterior, weight)
+
+
+def to_counts(
+    estimate: Estimate, stabiliser: Stabiliser, unknown_variance: float = 0.0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give (clean, sd) in corrected counts, (h, w) float32 each.
+
+    Args:
+        estimate: From an ``EngineStream``.
+        stabiliser: The one its frames were prepared with.
+        unknown_variance: Taken where the denoiser does not know its variance.
+    """
+    clean = stabiliser.inverse(estimate.z)
+    variance = np.where(estimate.variance > 0, estimate.variance, np.float32(unknown_variance))
+    sd = np.sqrt(variance) * stabiliser.slope(estimate.z)
+    return clean, sd.astype(np.float32)

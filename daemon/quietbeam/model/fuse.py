@@ -1,0 +1,39 @@
+"""Posterior fusion: a blind prediction and the measured frame, in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+OUTLIER_SD = 4.5
+"""A pixel farther than this from its prediction is taken as an outlier and not fused."""
+
+
+def fuse(
+    mean: Float, variance: Float, measured: Float, valid: NDArray[np.bool_] | None = None
+) -> tuple[Float, Float, Float]:
+    """Combine a blind estimate with the measured frame of unit noise.
+
+    The product of two Gaussians: weight ``w = v / (1 + v)`` for the measured
+    pixel.  ``v = 0`` means "not known": nothing is fused.  Outliers and
+    invalid pixels keep the prediction.
+
+    Args:
+        mean: (h, w) blind estimate, stabilised units.
+        variance: (h, w) its variance about the truth.
+        measured: (h, w) stabilised units.
+        valid: (h, w), False where ``measured`` means nothing.
+
+    Returns:
+        (estimate, its variance, weight of the measured pixel), each (h, w).
+    """
+    weight = variance / (1 + variance)
+    difference = measured - mean
+    use = np.abs(difference) < OUTLIER_SD * np.sqrt(1 + variance)
+    if valid is not None:
+        use &= valid
+    weight = np.where(use, weight, np.float32(0))
+    estimate = np.asarray(mean + weight * np.where(use, difference, np.float32(0)), np.float32)
+    return estimate, np.where(use, weight, variance).astype(np.float32), weight
