@@ -122,7 +122,7 @@ def _fit_line(mean: Float, squares: Float, spread: Float, *, robust: bool) -> tu
     gain, offset = np.polyfit(x, y, 1, w=1 / y)
     residual = np.abs(gain * x + offset - y) / y
     keep = residual <= 3 * np.median(residual) + 1e-9  # moving edges inflate single bins
-    if keep.sum() >= 4:
+    if keep.sum() >= 4 and np.ptp(x[keep]) > 0.5 * np.ptp(x):
         gain, offset = np.polyfit(x[keep], y[keep], 1, w=1 / y[keep])
     if gain * np.ptp(x) < 0.02 * y.mean():  # falling or level: signal-independent noise
         return 0.0, float(np.average(y, weights=1 / y))
