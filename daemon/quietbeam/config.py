@@ -92,6 +92,8 @@ class ServiceConfig(Section):
     runtime_directory: Path | None = None
     """For the control token, the rings' names, checkpoints; None makes a private one."""
     log: Literal["auto", "console", "json"] = "auto"
+    """``auto`` writes for people on a terminal, else one JSON object per line."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_s: PositiveFloat = 8.0
     max_backlog_frames: PositiveInt = 64
     """Frames that may wait for the denoiser before the oldest are given up."""

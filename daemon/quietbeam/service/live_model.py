@@ -1,0 +1,205 @@
+"""Which weights the stream uses: only ones that passed the gate."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from quietbeam.core.errors import EngineError, QuietbeamError
+from quietbeam.service.training import Decision, Trainer
+
+log = structlog.get_logger()
+
+
+class Swappable(Protocol):
+    """What a pipeline offers for changing the model."""
+
+    def offer(self, onnx: Path | None, checkpoint: Path, version: int) -> Future[None]:
+        """Load weights beside the live ones and use them from the next frame on."""
+        ...
+
+    def demote(self) -> None:
+        """Go back to the classical denoiser."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A model that has passed the gate."""
+
+    version: int
+    checkpoint: Path
+    sha256: str
+    denoiser: str
+    reason: str
+    unix_time_s: float
+
+
+SWAP_RESULTS = ("promoted", "demoted", "rolled_back", "refused", "held")
+
+
+class LiveModel:
+    """Which weights the stream uses; only ones that passed the gate ever are.
+
+    Args:
+        pipeline: Where weights are changed.
+        trainer: Told of every change; None without training.
+        note: Keeps a decision with the recordings.
+    """
+
+    def __init__(
+        self,
+        pipeline: Swappable,
+        trainer: Trainer | None,
+        note: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self.version = 0
+        self.since_s = time.time()
+        self.held = False
+        """The operator holds the classical denoiser: promotions wait."""
+        self.promotions: list[Promotion] = []
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=50)
+        self.actions: Counter[str] = Counter({"promote": 0, "reject": 0, "demote": 0})
+        self.swaps: Counter[str] = Counter(dict.fromkeys(SWAP_RESULTS, 0))
+        self._pipeline, self._trainer, self._note = pipeline, trainer, note
+        self._one_at_a_time = asyncio.Lock()
+
+    async def decided(self, decision: Decision) -> None:
+        """Act on one decision of the gate and keep it with the recording."""
+        action = str(decision["action"])
+        self.actions[action] += 1
+        entry = {"unix_time_s": time.time(), **decision, "applied": False}
+        self.decisions.append(entry)
+        log.info("gate_decision", **decision)
+        async with self._one_at_a_time:
+            if action == "promote":
+                entry["applied"] = await self._promote(_promotion(decision))
+            elif action == "demote":
+                self._go_classical("demoted")
+                entry["applied"] = True
+        self._note({"gate_decision": entry, "live_version": self.version})
+
+    async def rollback(self, version: int | None) -> int:
+        """Use an earlier promotion again (None: the one before; 0: the classical one).
+
+        Raises:
+            QuietbeamError: There is no such promotion, or its weights are gone.
+        """
+        async with self._one_at_a_time:
+            target = self._earlier() if version is None else version
+            if target == 0:
+                self._go_classical("rolled_back")
+                return 0
+            promotion = next((p for p in self.promotions if p.version == target), None)
+            if promotion is None:
+                known = ", ".join(str(p.version) for p in self.promotions) or "none"
+                raise QuietbeamError(f"no promoted model {target}; known: 0 (classical), {known}")
+            self.held = False
+            if not await self._use(promotion, "rolled_back"):
+                raise QuietbeamError(f"model {target} could not be used again; see the log")
+            return self.version
+
+    async def use(self, which: str) -> int:
+        """Hold the classical denoiser, or go back to the newest promoted model."""
+        async with self._one_at_a_time:
+            self.held = which == "classical"
+            if self.held:
+                self._go_classical("held")
+            elif self.promotions and self.promotions[-1].version != self.version:
+                await self._use(self.promotions[-1], "promoted")
+            return self.version
+
+    async def reset(self) -> None:
+        """Forget every model; the classical denoiser runs until a new one is proven."""
+        async with self._one_at_a_time:
+            self.promotions.clear()
+            self._go_classical("rolled_back")
+
+    def account(self) -> dict[str, Any]:
+        """Describe the models for the status page."""
+        return {
+            "version": self.version,
+            "age_s": round(time.time() - self.since_s, 3),
+            "held": self.held,
+            "promotions": [asdict(promotion) for promotion in self.promotions],
+            "actions": dict(self.actions),
+            "swaps": dict(self.swaps),
+        }
+
+    async def _promote(self, promotion: Promotion) -> bool:
+        if self.held:
+            self.promotions.append(promotion)
+            self.swaps["held"] += 1
+            self._tell()
+            return False
+        used = await self._use(promotion, "promoted")
+        if used:
+            self.promotions.append(promotion)
+        return used
+
+    async def _use(self, promotion: Promotion, result: str) -> bool:
+        try:
+            await asyncio.to_thread(_verify, promotion)
+            onnx = None if self._trainer is None else self._trainer.onnx
+            offered = self._pipeline.offer(onnx, promotion.checkpoint, promotion.version)
+            await asyncio.wrap_future(offered)
+        except (QuietbeamError, OSError, ValueError) as error:
+            self.swaps["refused"] += 1
+            log.error("model_refused", version=promotion.version, error=str(error))  # noqa: TRY400
+            self._tell()
+            return False
+        self.swaps[result] += 1
+        self._set(promotion.version)
+        log.info("model_live", version=promotion.version, sha256=promotion.sha256[:12])
+        return True
+
+    def _go_classical(self, result: str) -> None:
+        self._pipeline.demote()
+        self.swaps[result] += 1
+        self._set(0)
+        log.info("model_live", version=0, why=result)
+
+    def _set(self, version: int) -> None:
+        self.version, self.since_s = version, time.time()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._trainer is not None:
+            self._trainer.live(self.version)
+
+    def _earlier(self) -> int:
+        versions = [p.version for p in self.promotions]
+        if self.version not in versions:
+            return versions[-1] if versions else 0
+        place = versions.index(self.version)
+        return versions[place - 1] if place > 0 else 0
+
+
+def _promotion(decision: Decision) -> Promotion:
+    return Promotion(
+        version=int(decision["version"]),
+        checkpoint=Path(decision["checkpoint"]),
+        sha256=str(decision.get("sha256") or ""),
+        denoiser=str(decision.get("denoiser") or ""),
+        reason=str(decision.get("reason") or ""),
+        unix_time_s=time.time(),
+    )
+
+
+def _verify(promotion: Promotion) -> None:
+    """Refuse a checkpoint that is not the file the gate judged."""
+    found = hashlib.sha256(promotion.checkpoint.read_bytes()).hexdigest()
+    if promotion.sha256 and found != promotion.sha256:
+        raise EngineError(
+            f"{promotion.checkpoint} has sha256 {found[:12]}..., the gate judged "
+            f"{promotion.sha256[:12]}...; it is not used"
+        )

@@ -1,0 +1,152 @@
+"""The daemon's private directory: lock, control token, address, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import stat
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from quietbeam.core.errors import ConfigError
+
+_LOCK, _TOKEN, _ADDRESS = "lock", "control-token", "address"
+
+
+def directory_for(name: str, configured: Path | None) -> Path:
+    """Give the runtime directory of the daemon ``name``; makes nothing.
+
+    A configured one, else that of systemd, else a private one per user and
+    name, so that ``quietbeam control`` finds it again.
+    """
+    if configured is not None:
+        return configured
+    from_systemd = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if from_systemd:
+        return Path(from_systemd)
+    per_user = os.environ.get("XDG_RUNTIME_DIR")
+    parent = Path(per_user) if per_user else Path(tempfile.gettempdir())
+    return parent / f"quietbeam-{os.getuid()}-{safe_name(name)}"
+
+
+def safe_name(name: str) -> str:
+    """Give ``name`` with only letters, digits, ``_``, ``.`` and ``-``."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:80] or "unnamed"
+
+
+def read_address(directory: Path) -> str:
+    """Give the URL of the daemon that uses ``directory``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return (directory / _ADDRESS).read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"no daemon is running for {directory} ({error.strerror}); start it with "
+            "`quietbeam run`, or give --url and --token-file"
+        ) from error
+
+
+def token_path(directory: Path) -> Path:
+    """Where the control token lies."""
+    return directory / _TOKEN
+
+
+class RuntimeDirectory:
+    """Holds the directory for one daemon; a second one is refused.
+
+    Raises:
+        ConfigError: Another daemon holds it, it belongs to someone else, or it
+            cannot be made or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.token = ""
+        self._lock: int | None = None
+
+    def __enter__(self) -> RuntimeDirectory:
+        _make_private(self.path)
+        self._lock = _lock(self.path / _LOCK)
+        self.token = _credential() or secrets.token_urlsafe(32)
+        _write_private(token_path(self.path), self.token + "\n")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in (_TOKEN, _ADDRESS):
+            (self.path / name).unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def publish_address(self, url: str) -> None:
+        """Write down where the daemon is reached."""
+        _write_private(self.path / _ADDRESS, url + "\n")
+
+
+def _make_private(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"[service] runtime_directory: {path} cannot be made: {error.strerror}"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ConfigError(
+            f"[service] runtime_directory: {path} is not a directory of this user; "
+            "remove it or choose another"
+        )
+    if found.st_mode & 0o077:
+        path.chmod(0o700)
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"[service] runtime_directory: {path} is not writable")
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise ConfigError(
+            f"another daemon (pid {holder}) holds {path.parent}; stop it, or give this one "
+            "another name or another [service] runtime_directory"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read, replacing it in one step."""
+    temporary = path.with_name(path.name + ".new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _credential() -> str:
+    """Give the token that systemd's LoadCredential=web-token handed over, or nothing."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return ""
+    try:
+        return (Path(directory) / "web-token").read_text().strip()
+    except OSError:
+        return ""
