@@ -1,0 +1,275 @@
+"""Writes a denoiser as a weights-free ONNX file: one small file per architecture.
+
+Every weight becomes an input of the graph under its exact name in the
+module's ``state_dict``; height and width stay open.  So one file serves every
+image shape and every training step, and nothing is recompiled when weights
+change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import inspect
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import structlog
+import torch
+from torch import Tensor, nn
+
+from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.core.errors import EngineError
+from quietbeam.model.torch_engine import as_module
+
+log = structlog.get_logger()
+
+EXPORTER = 1
+"""Raised when this file changes what it writes."""
+
+OPSET = 20
+FRAME = "frame"
+STATE = "state_"
+"""Inputs ``state_0``, ``state_1``, ...; the outputs are mean, variance, next_0, ..."""
+
+_EXAMPLE = (48, 80)  # h, w: different, and multiples of what networks like to halve
+_OTHER = (64, 112)
+
+
+def export(
+    denoiser: StreamingDenoiser, directory: Path, shape: tuple[int, int] | None = None
+) -> Path:
+    """Write the denoiser's graph to ``directory``, or find it there.
+
+    The name holds a hash of everything the graph depends on: the source files
+    of the module's classes, its settings, torch, and this exporter.  The file
+    appears whole or not at all.
+
+    Args:
+        denoiser: Only its architecture counts, not its weights.
+        directory: Made if missing.
+        shape: (h, w) fixes the image shape; None leaves it open, or, for a
+            module that torch can only export at one shape, is an EngineError.
+
+    Raises:
+        EngineError: torch cannot export the module, or a weight lost its name
+            on the way (batch norm is folded, nn.Linear is transposed: use
+            1x1 convolutions).
+    """
+    suffix = "" if shape is None else f"-{shape[0]}x{shape[1]}"
+    path = directory / f"{type(denoiser).__name__.lower()}-{fingerprint(denoiser)}{suffix}.onnx"
+    if path.exists():
+        return path
+    proto = _weights_free(denoiser, shape)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(path, proto.SerializeToString())
+    return path
+
+
+def export_any(denoiser: StreamingDenoiser, directory: Path, shape: tuple[int, int]) -> Path:
+    """Like ``export`` with an open shape, or, where torch refuses that, at ``shape``."""
+    try:
+        return export(denoiser, directory)
+    except EngineError as error:
+        log.warning("export_at_one_shape", denoiser=type(denoiser).__name__, reason=str(error))
+        return export(denoiser, directory, shape)
+
+
+def fingerprint(denoiser: StreamingDenoiser) -> str:
+    """Hash of all that the graph of ``denoiser`` depends on, 16 hex digits."""
+    module = as_module(denoiser)
+    digest = hashlib.sha256(f"{EXPORTER} {OPSET} {torch.__version__} {_onnxscript()}".encode())
+    digest.update(repr(module).encode())
+    for name, part in module.named_modules():
+        settings = {k: v for k, v in sorted(vars(part).items()) if _is_setting(k, v)}
+        digest.update(f"{name} {type(part).__qualname__} {settings}".encode())
+    weights = module.state_dict()
+    for name, tensor in weights.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    for name, buffer in module.named_buffers():
+        if name not in weights:  # a constant: its value goes into the graph
+            digest.update(name.encode() + buffer.detach().cpu().numpy().tobytes())
+    for path in sorted(_source_files(module)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_setting(key: str, value: object) -> bool:
+    return not key.startswith("_") and isinstance(value, int | float | str | tuple | list)
+
+
+def _onnxscript() -> str:
+    try:
+        return version("onnxscript")
+    except PackageNotFoundError as error:
+        raise EngineError("exporting a denoiser needs onnxscript; install it") from error
+
+
+def _source_files(module: nn.Module) -> set[Path]:
+    """Source of the module's own classes and of what their package lends them."""
+    todo = {type(part).__module__ for part in module.modules()}
+    seen: set[str] = set()
+    files: set[Path] = set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        loaded = sys.modules.get(name)
+        if loaded is None or name.split(".")[0] in {"torch", "builtins"}:
+            continue
+        source = inspect.getsourcefile(loaded)
+        if source and Path(source).exists():
+            files.add(Path(source))
+        todo |= {used for used in _lenders(loaded) if used not in seen}
+    return files
+
+
+def _lenders(loaded: Any) -> Iterator[str]:
+    """Modules of the same package whose functions or classes ``loaded`` imports."""
+    family = loaded.__name__.rpartition(".")[0]
+    for value in vars(loaded).values():
+        origin = getattr(value, "__module__", None) or getattr(value, "__name__", None)
+        if family and isinstance(origin, str) and origin.startswith(family + "."):
+            yield origin
+
+
+class _Flat(nn.Module):
+    """The denoiser with its state as plain arguments and results."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        mean, variance, after = self.denoiser(frame, state)
+        return (mean, variance, *after)
+
+
+def _weights_free(denoiser: StreamingDenoiser, shape: tuple[int, int] | None) -> onnx.ModelProto:
+    module = copy.deepcopy(as_module(denoiser)).to("cpu", torch.float32).eval()
+    names = set(module.state_dict())
+    _make_distinct(module)
+    lost: set[str] = set()
+    for optimize in (True, False):
+        proto = _exported(module, shape, optimize=optimize)
+        lost = names - {tensor.name for tensor in proto.graph.initializer}
+        if not lost:
+            return _lifted(proto, names)
+    raise EngineError(
+        f"{type(denoiser).__name__}: the weights {sorted(lost)[:3]} lost their names on export; "
+        "use no batch norm and 1x1 convolutions in place of nn.Linear"
+    )
+
+
+def _make_distinct(module: nn.Module) -> None:
+    """Give every weight values of its own: equal ones (zero biases) would be merged."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in module.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape, generator=generator).to(tensor.dtype) * 0.1 + 0.01)
+
+
+def _exported(
+    module: nn.Module, shape: tuple[int, int] | None, *, optimize: bool
+) -> onnx.ModelProto:
+    h, w = shape or _EXAMPLE
+    denoiser: Any = module
+    state = denoiser.initial_state(1, h, w)
+    names_in = [FRAME, *(f"{STATE}{i}" for i in range(len(state)))]
+    names_out = ["mean", "variance", *(f"next_{i}" for i in range(len(state)))]
+    dims = None if shape else _open_dims(state, denoiser.initial_state(1, *_OTHER))
+    try:
+        with _quietly(), torch.no_grad():
+            program = torch.onnx.export(
+                _Flat(module),
+                (torch.rand(1, 1, h, w), *state),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=optimize,
+                verbose=False,
+                input_names=names_in,
+                output_names=names_out,
+                dynamic_shapes=dims,
+            )
+    except Exception as error:  # torch raises dozens of kinds here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise EngineError(f"{type(module).__name__} cannot be exported: {reason}") from error
+    if program is None:
+        raise EngineError(f"{type(module).__name__} cannot be exported: torch gave nothing")
+    proto = program.model_proto
+    if shape is None:
+        _refuse_fixed(proto, type(module).__name__)
+    return proto
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from reporting that torchvision, which nobody needs here, is not installed."""
+    logger = logging.getLogger("torch.onnx")  # noqa: TID251 - not ours to log to, only to hush
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _open_dims(here: tuple[Tensor, ...], there: tuple[Tensor, ...]) -> Any:
+    """Mark as open each dimension that depends on the image shape."""
+    auto = torch.export.Dim.AUTO
+    open_state = tuple(
+        {axis: auto for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]}
+        for a, b in zip(here, there, strict=True)
+    )
+    return ({2: auto, 3: auto}, open_state)
+
+
+def _refuse_fixed(proto: onnx.ModelProto, name: str) -> None:
+    frame = next(value for value in proto.graph.input if value.name == FRAME)
+    dims = frame.type.tensor_type.shape.dim
+    if not (dims[2].dim_param and dims[3].dim_param):
+        raise EngineError(
+            f"{name} can only be exported at one shape: its forward() turns h or w into a number; "
+            "use sizes of tensors (x.shape) only in slices, pads and interpolate"
+        )
+
+
+def _lifted(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Turn the initialisers called ``names`` into inputs; drop what is only for debugging."""
+    graph = proto.graph
+    weights = [tensor for tensor in graph.initializer if tensor.name in names]
+    constants = [tensor for tensor in graph.initializer if tensor.name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(constants)
+    for tensor in weights:
+        graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    for node in graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        value.ClearField("metadata_props")
+    del graph.value_info[:]
+    graph.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    del proto.functions[:]
+    inputs = {value.name for value in graph.input if not value.name.startswith((FRAME, STATE))}
+    if inputs != names:
+        raise EngineError(f"exported inputs {sorted(inputs ^ names)[:3]} are no weights")
+    return proto
+
+
+def _write(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)  # noqa: PTH105 - both are plain names here

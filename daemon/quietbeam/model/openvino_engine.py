@@ -1,0 +1,179 @@
+"""The engine for production without a GPU: OpenVINO on the CPU, weights as run-time inputs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.core.engine import Weights
+from quietbeam.core.errors import ConfigError, EngineError
+from quietbeam.model import export
+from quietbeam.model.torch_engine import check_weights, weights_of
+
+Precision = Literal["f32", "bf16"]
+
+
+def has_bf16() -> bool:
+    """Tell whether this processor computes in bf16; elsewhere it would be emulated, slowly."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def precision_for(asked: Literal["auto", "f32", "bf16"], denoiser: StreamingDenoiser) -> Precision:
+    """Choose the precision: bf16 only for networks, and only where the processor has it.
+
+    A classical filter keeps its estimate in its state, where bf16 would round
+    away the very averages it builds up.
+
+    Raises:
+        ConfigError: bf16 is asked for and the processor has none.
+    """
+    if asked == "bf16" and not has_bf16():
+        raise ConfigError(
+            '[engine] precision = "bf16": this processor does not compute in bf16; '
+            'use "auto" or "f32"'
+        )
+    if asked == "f32" or not denoiser.trainable or not has_bf16():
+        return "f32"
+    return "bf16"
+
+
+class _Arena:
+    """One full set of weights and the request that reads it."""
+
+    def __init__(self, compiled: ov.CompiledModel, weights: Weights) -> None:
+        self.request = compiled.create_infer_request()
+        self.weights = {
+            name: np.array(array, dtype=np.float32, order="C") for name, array in weights.items()
+        }
+        self._tensors = {
+            name: ov.Tensor(array, shared_memory=True) for name, array in self.weights.items()
+        }
+        for name, tensor in self._tensors.items():
+            self.request.set_tensor(name, tensor)
+
+    def fill(self, weights: Weights) -> None:
+        for name, array in self.weights.items():
+            np.copyto(array, weights[name], casting="same_kind")
+
+
+class OpenVinoEngine:
+    """Runs one denoiser at one image shape.
+
+    One compiled model, two arenas of weights with one infer request each.
+    The state lives in two sets of tensors that take turns as input and output
+    and is never copied.
+    """
+
+    def __init__(
+        self,
+        denoiser: StreamingDenoiser,
+        shape: tuple[int, int],
+        *,
+        cache: Path,
+        onnx: Path | None = None,
+        precision: Precision = "f32",
+        threads: int = 1,
+    ) -> None:
+        """Compile ``denoiser`` for frames of ``shape`` (h, w).
+
+        Args:
+            denoiser: Gives the architecture, the shape of the state, and the
+                first weights.
+            shape: (h, w) in pixels.
+            cache: Where exported graphs are kept.
+            onnx: A graph exported earlier; None exports it.
+            precision: Of the arithmetic inside; frames and state stay float32.
+            threads: For inference.
+
+        Raises:
+            EngineError: The module cannot be exported or compiled.
+        """
+        self.lag = denoiser.lag
+        self.blind = denoiser.blind
+        self.precision = precision
+        self._shape = shape
+        path = onnx or export.export_any(denoiser, cache, shape)
+        state_shapes = [tuple(tensor.shape) for tensor in denoiser.initial_state(1, *shape)]
+        self._first = [tensor.numpy().copy() for tensor in denoiser.initial_state(1, *shape)]
+        weights = weights_of(denoiser)
+        try:
+            compiled = _compile(path, shape, state_shapes, precision, threads)
+            self._live, self._idle = _Arena(compiled, weights), _Arena(compiled, weights)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise EngineError(
+                f"OpenVINO cannot compile {path.name} at {shape}: {reason}"
+            ) from error
+        self._swap = threading.Lock()
+        self._frame = ov.Tensor(ov.Type.f32, ov.Shape([1, 1, *shape]))
+        self._results = [ov.Tensor(ov.Type.f32, ov.Shape([1, 1, *shape])) for _ in range(2)]
+        self._now, self._next = (
+            [ov.Tensor(ov.Type.f32, ov.Shape(list(dims))) for dims in state_shapes]
+            for _ in range(2)
+        )
+        for arena in (self._live, self._idle):
+            arena.request.set_tensor(export.FRAME, self._frame)
+            arena.request.set_tensor("mean", self._results[0])
+            arena.request.set_tensor("variance", self._results[1])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        for tensor, first in zip(self._now, self._first, strict=True):
+            np.copyto(tensor.data, first)
+
+    def __call__(
+        self, frame: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w) float32."""
+        if frame.shape != self._shape:
+            raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
+        np.copyto(self._frame.data[0, 0], frame)
+        request = self._live.request
+        for i, (now, after) in enumerate(zip(self._now, self._next, strict=True)):
+            request.set_tensor(f"{export.STATE}{i}", now)
+            request.set_tensor(f"next_{i}", after)
+        request.infer()
+        self._now, self._next = self._next, self._now
+        return self._results[0].data[0, 0].copy(), self._results[1].data[0, 0].copy()
+
+    def stage(self, weights: Weights) -> None:
+        """Copy ``weights`` beside the live ones; raises EngineError where they do not fit."""
+        check_weights(weights, self._idle.weights)
+        # The lock keeps a flip from taking a half-written arena; frames never wait for it.
+        with self._swap:
+            self._idle.fill(weights)
+
+    def flip(self) -> None:
+        """Use the staged weights from the next frame on."""
+        with self._swap:
+            self._live, self._idle = self._idle, self._live
+
+
+def _compile(
+    path: Path,
+    shape: tuple[int, int],
+    state_shapes: list[tuple[int, ...]],
+    precision: Precision,
+    threads: int,
+) -> ov.CompiledModel:
+    core = ov.Core()
+    model = core.read_model(path)
+    static: dict[str, list[int]] = {export.FRAME: [1, 1, *shape]}
+    for i, dims in enumerate(state_shapes):
+        static[f"{export.STATE}{i}"] = list(dims)
+    model.reshape(static)
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        # Pinned threads of two processes would meet on the same core.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return core.compile_model(model, "CPU", settings)
