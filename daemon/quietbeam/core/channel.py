@@ -28,6 +28,11 @@ class Channel(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def closed(self) -> bool:
+        """Nothing more can be put in."""
+        return self._closed
+
     def put(self, item: T) -> bool:
         """Add ``item``; a closed channel refuses it (False)."""
         with self._changed:

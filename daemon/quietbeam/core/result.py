@@ -41,7 +41,7 @@ class Result:
     latency_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MetricSpec:
     """What a metric is, declared before the first frame.
 

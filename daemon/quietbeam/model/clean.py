@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quietbeam.core.engine import Engine
 from quietbeam.core.events import Frame
-from quietbeam.model.correct import Corrections, Float, Valid, fill_invalid
+from quietbeam.model.correct import Float, Valid, fill_invalid
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.model.stream import Streamer
@@ -60,19 +60,14 @@ class Estimate:
 
 
 class Preparation:
-    """Makes ``Prepared`` frames of one run."""
+    """Makes ``Prepared`` frames of one run from corrected ones."""
 
-    def __init__(self, corrections: Corrections, stabiliser: Stabiliser) -> None:
+    def __init__(self, stabiliser: Stabiliser) -> None:
         self.stabiliser = stabiliser
-        self._corrections = corrections
         self._position = 0
 
-    def __call__(self, frame: Frame) -> Prepared:
-        """Correct and stabilise one frame."""
-        return self.stabilise(frame, *self._corrections(frame.pixels))
-
     def stabilise(self, frame: Frame, pixels: Float, valid: Valid) -> Prepared:
-        """Stabilise a frame that is corrected already."""
+        """Fill the holes and stabilise: ``pixels`` and ``valid`` are (h, w)."""
         filled = fill_invalid(pixels, valid)
         prepared = Prepared(self._position, frame, pixels, valid, self.stabiliser.forward(filled))
         self._position += 1

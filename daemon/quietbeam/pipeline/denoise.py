@@ -1,0 +1,282 @@
+"""Second stage, one thread: raw ring -> correct -> stabilise -> denoise -> measure -> results."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from quietbeam.config import CalibrationConfig
+from quietbeam.core import records
+from quietbeam.core.engine import Engine
+from quietbeam.core.errors import QuietbeamError
+from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.ledger import Ledger
+from quietbeam.core.plugin import CorrectionPlugin
+from quietbeam.core.result import Result
+from quietbeam.core.ring import RingReader
+from quietbeam.model.clean import Estimate, Preparation, to_counts
+from quietbeam.model.correct import Corrections, Float, Valid
+from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
+from quietbeam.pipeline.analyse import Analyses
+from quietbeam.pipeline.live import Model, Switch
+from quietbeam.pipeline.quality import LiveQuality
+
+STAGE = "denoise"
+
+
+class RunCleaner:
+    """Everything that lives as long as one run.
+
+    Args:
+        run: What is cleaned.
+        corrections: Settings of the corrections.
+        calibration: Known noise, or how long to look.
+        classical: The fallback's engine at this shape, and its name.
+        calibrated: Told the noise model once it is known.
+    """
+
+    def __init__(
+        self,
+        run: RunStart,
+        corrections: Sequence[CorrectionPlugin],
+        calibration: CalibrationConfig,
+        classical: tuple[Engine, str],
+        calibrated: Callable[[RunStart, NoiseModel], None],
+    ) -> None:
+        self.run = run
+        self._corrections = Corrections(run, corrections)
+        self._calibration = calibration
+        self._calibrated = calibrated
+        self._transfer = PhotonTransfer()
+        self._held: list[tuple[Frame, Float, Valid]] = []  # until the noise is known
+        self._prepare: Preparation | None = None
+        self._quality: LiveQuality | None = None
+        self._ever_valid = np.zeros(run.shape, np.bool_)
+        self.switch = Switch(*classical)
+
+    def close(self) -> None:
+        """Give back what the corrections hold."""
+        self._corrections.__exit__(None, None, None)
+
+    def push(self, frame: Frame) -> list[tuple[Estimate, Model]]:
+        """Take one raw frame; give the estimates now ready."""
+        pixels, valid = self._corrections(frame.pixels)
+        if self._prepare is None:
+            self._held.append((frame, pixels, valid))
+            self._transfer.add(pixels, valid)
+            known = self._calibration.gain is not None
+            return self._release() if known or self._enough() else []
+        return self.switch.push(self._prepare.stabilise(frame, pixels, valid))
+
+    def flush(self) -> list[tuple[Estimate, Model]]:
+        """The run is over: give what is owed."""
+        out = self._release() if self._prepare is None and self._held else []
+        return out + self.switch.flush()
+
+    def counts(self, estimate: Estimate, model: Model) -> tuple[Float, Float, dict[str, float]]:
+        """Give (clean, sd, quality figures) of an estimate; NaN where never a pixel was valid."""
+        assert self._prepare is not None and self._quality is not None  # noqa: S101, PT018
+        self._ever_valid |= estimate.prepared.valid
+        unknown = max(self._quality.chi2 - 1, 0.0)
+        clean, sd = to_counts(estimate, self._prepare.stabiliser, unknown)
+        figures = self._quality.update(estimate, clean, model)
+        never = ~self._ever_valid
+        if never.any():
+            clean[never] = sd[never] = np.nan
+        return clean, sd, figures
+
+    def _enough(self) -> bool:
+        return len(self._transfer) >= self._calibration.frames
+
+    def _release(self) -> list[tuple[Estimate, Model]]:
+        """The noise is known: prepare what was held back."""
+        noise = self._known_noise() or self._transfer.fit()
+        stabiliser = Stabiliser(noise)
+        self._prepare = Preparation(stabiliser)
+        self._quality = LiveQuality(stabiliser)
+        self._calibrated(self.run, noise)
+        held, self._held = self._held, []
+        out = []
+        for item in held:
+            out += self.switch.push(self._prepare.stabilise(*item))
+        return out
+
+    def _known_noise(self) -> NoiseModel | None:
+        known = self._calibration
+        if known.gain is None:
+            return None
+        return NoiseModel(known.gain, known.offset_variance or 0.0)
+
+
+class Denoise:
+    """The thread.  It alone touches engines' live state; others leave it commands.
+
+    Args:
+        reader: Of the raw ring.
+        ledger: Frames in, out and given up.
+        start_run: Gives a ``RunCleaner`` for a run.
+        publish: Takes the run's start and end, and every result.
+        max_backlog: Frames that may wait before the oldest are given up.
+    """
+
+    def __init__(
+        self,
+        reader: RingReader,
+        ledger: Ledger,
+        start_run: Callable[[RunStart], RunCleaner],
+        analyses: Analyses,
+        publish: Callable[[RunStart | Result | RunEnd], None],
+        max_backlog: int,
+    ) -> None:
+        self._reader, self._runs = reader, records.RunReader(reader)
+        self._ledger, self._start_run = ledger, start_run
+        self._analyses, self._publish = analyses, publish
+        self._max_backlog = max_backlog
+        self._commands: deque[tuple[Callable[[], None], Future[None]]] = deque()
+        self._log = structlog.get_logger(stage=STAGE)
+        self.cleaner: RunCleaner | None = None
+        self.live: Model | None = None
+        self.latencies: deque[float] = deque(maxlen=512)
+        self.message: str | None = None
+        self.last_figures: Mapping[str, float] = {}
+        self.heartbeat_ns = time.monotonic_ns()
+        self.observe: Callable[[float], None] = lambda _seconds: None
+        self._lost_seen = 0
+
+    def at_next_frame(self, action: Callable[[], None]) -> Future[None]:
+        """Run ``action`` in this thread between two frames."""
+        done: Future[None] = Future()
+        self._commands.append((action, done))
+        return done
+
+    @property
+    def backlog(self) -> int:
+        """Records that wait."""
+        return self._reader.backlog
+
+    def restart(self) -> None:
+        """Give out what is owed and start afresh on the same run; from this thread only."""
+        if self.cleaner is None:
+            return
+        self._drain(self.cleaner)
+        self.cleaner.close()
+        self.cleaner = self._start_run(self.cleaner.run)
+
+    def body(self) -> None:
+        """The thread: until the ring is closed and read to its end."""
+        try:
+            while not self._reader.finished:
+                self.heartbeat_ns = time.monotonic_ns()
+                self._obey()
+                self._shed()
+                for item in self._runs.poll(0.05):
+                    self._take(item)
+        finally:
+            if self.cleaner is not None:
+                self._end(RunEnd(run=self.cleaner.run.run, reason="lost"))
+            self._refuse_commands()
+
+    def _obey(self) -> None:
+        while self._commands:
+            action, done = self._commands.popleft()
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - belongs to who asked
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _refuse_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()[1].cancel()
+
+    def _shed(self) -> None:
+        """Give up the oldest waiting frames when there are too many: latency stays bounded."""
+        if self._reader.backlog <= self._max_backlog:
+            return
+        while self._reader.backlog > self._max_backlog // 2 and self._reader.skip_frame():
+            self._ledger.received(STAGE)
+            self._ledger.dropped(STAGE, "overload")
+
+    def _take(self, item: Any) -> None:
+        match item:
+            case RunStart():
+                self._begin(item)
+            case RunEnd():
+                self._end(item)
+            case _:
+                self._frame(records.frame(item))
+
+    def _begin(self, run: RunStart) -> None:
+        try:
+            self.cleaner = self._start_run(run)
+        except QuietbeamError as error:  # raw recording goes on without us
+            self.message = str(error)
+            self._log.error("run_not_denoised", run=run.run, error=self.message)
+            return
+        self.message = None
+        self._analyses.start(run)
+        self._publish(run)
+
+    def _end(self, end: RunEnd) -> None:
+        if self.cleaner is None:
+            return
+        cleaner, self.cleaner = self.cleaner, None
+        self._drain(cleaner)
+        self._analyses.stop()
+        cleaner.close()
+        self._publish(end)
+
+    def _drain(self, cleaner: RunCleaner) -> None:
+        for estimate, model in cleaner.flush():
+            self._emit(cleaner, estimate, model)
+
+    def _frame(self, frame: Frame) -> None:
+        self._count_overrun()
+        self._ledger.received(STAGE)
+        if self.cleaner is None or frame.pixels.shape != self.cleaner.run.shape:
+            self._ledger.dropped(STAGE, "no_run" if self.cleaner is None else "shape")
+            return
+        began = time.perf_counter()
+        for estimate, model in self.cleaner.push(frame):
+            self._emit(self.cleaner, estimate, model)
+        self.observe(time.perf_counter() - began)
+
+    def _count_overrun(self) -> None:
+        lost = self._reader.lost - self._lost_seen
+        if lost:
+            self._lost_seen += lost
+            self._ledger.received(STAGE, lost)
+            self._ledger.dropped(STAGE, "ring_overrun", lost)
+
+    def _emit(self, cleaner: RunCleaner, estimate: Estimate, model: Model) -> None:
+        clean, sd, figures = cleaner.counts(estimate, model)
+        metrics: dict[str, float | NDArray[Any]] = {**figures}
+        metrics |= self._analyses.measure(clean, sd)
+        frame = estimate.prepared.frame
+        latency = (time.monotonic_ns() - frame.received_ns) / 1e9
+        self._publish(
+            Result(
+                run=frame.run,
+                index=frame.index,
+                time_ns=frame.time_ns,
+                received_ns=frame.received_ns,
+                clean=clean,
+                sd=sd,
+                raw=frame.pixels,
+                metrics=metrics,
+                denoiser=model.denoiser,
+                model_version=model.version,
+                latency_s=latency,
+            )
+        )
+        self._ledger.sent(STAGE)
+        self.latencies.append(latency)
+        self.live, self.last_figures = model, figures

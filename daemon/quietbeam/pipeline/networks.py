@@ -1,0 +1,138 @@
+"""Builds engines for the live path and keeps the accepted weights from run to run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from quietbeam.config import Config
+from quietbeam.core.engine import Engine, Weights
+from quietbeam.core.errors import EngineError
+from quietbeam.core.events import RunStart
+from quietbeam.model import checkpoint as checkpoints
+from quietbeam.model.engines import build_engine
+from quietbeam.pipeline.live import Model
+
+Shape = tuple[int, int]
+
+_PROBE_FRAMES = 4
+_BUDGET = 0.8  # share of the frame time that a network may take
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """Weights that may go live."""
+
+    model: Model
+    weights: Weights
+    onnx: Path | None
+
+
+class Networks:
+    """Engines of the configured denoiser and of the fallback, at the shape of the run.
+
+    Two engines of the network exist at most: the live one and an idle one, on
+    which the next weights are warmed while the live one works on.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._module = config.denoiser.plugin.build()
+        self._fallback = config.fallback.plugin.build()
+        self._engines: dict[Shape, list[Engine]] = {}
+        self._accepted: Candidate | None = None
+        self._live: Engine | None = None
+        self._log = structlog.get_logger()
+        self.message: str | None = None
+        if not self._module.trainable:
+            self._log.info("denoiser_needs_no_training", denoiser=config.denoiser.name)
+
+    def classical(self, shape: Shape) -> tuple[Engine, str]:
+        """A fresh engine of the fallback, and its name."""
+        engine_config = self._config.engine.model_copy(update={"kind": "torch"})
+        return build_engine(self._fallback, shape, engine_config), self._config.fallback.name
+
+    def load(self, onnx: Path | None, checkpoint: Path, version: int) -> Candidate:
+        """Read a checkpoint.
+
+        Raises:
+            EngineError: It is damaged or belongs to another denoiser.
+        """
+        weights, metadata = checkpoints.load(checkpoint)
+        name = self._config.denoiser.name
+        if metadata.get("denoiser", name) != name:
+            raise EngineError(
+                f"{checkpoint} holds weights of {metadata['denoiser']!r}; this daemon runs {name!r}"
+            )
+        return Candidate(Model(name, version), weights, onnx)
+
+    def accept(self, candidate: Candidate, engine: Engine | None = None) -> None:
+        """These weights are live now, and will be at the start of the next run."""
+        self._accepted, self._live = candidate, engine
+
+    def forget(self) -> None:
+        """No network is live, nor will be at the next run's start."""
+        self._accepted = self._live = None
+
+    def at_run_start(self, run: RunStart) -> tuple[Engine, Model] | None:
+        """The accepted network for a new run, or None; a failure is logged, not raised."""
+        if self._accepted is None:
+            return None
+        try:
+            engine = self.idle_engine(run, self._accepted)
+        except EngineError as error:
+            self._log.error("network_not_used", error=str(error))
+            return None
+        self._live = engine
+        return engine, self._accepted.model
+
+    def idle_engine(self, run: RunStart, candidate: Candidate) -> Engine:
+        """An engine that is not live, with the candidate's weights in use, probed for speed.
+
+        Raises:
+            EngineError: The weights do not fit, give non-finite pixels, or the
+                machine cannot keep up with the run's frame rate.
+        """
+        engine = self._free_engine(run.shape, candidate.onnx)
+        engine.stage(candidate.weights)
+        engine.flip()
+        self._probe(engine, run)
+        return engine
+
+    def _free_engine(self, shape: Shape, onnx: Path | None) -> Engine:
+        if shape not in self._engines:
+            self._engines = {shape: []}
+        engines = self._engines[shape]
+        for engine in engines:
+            if engine is not self._live:
+                return engine
+        engines.append(build_engine(self._module, shape, self._config.engine, onnx=onnx))
+        return engines[-1]
+
+    def _probe(self, engine: Engine, run: RunStart) -> None:
+        frame = np.random.default_rng(0).normal(10, 1, run.shape).astype(np.float32)
+        engine.reset()
+        times = []
+        for _ in range(_PROBE_FRAMES):
+            began = time.perf_counter()
+            mean, variance = engine(frame)
+            times.append(time.perf_counter() - began)
+            if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
+                raise EngineError("the candidate gave non-finite pixels on a probe frame")
+        engine.reset()
+        self._judge_speed(min(times), run)
+
+    def _judge_speed(self, seconds: float, run: RunStart) -> None:
+        self.message = None
+        if run.frame_time_s and seconds > _BUDGET * run.frame_time_s:
+            name = self._config.denoiser.name
+            self.message = (
+                f"{name} needs {seconds:.3g} s per frame here and frames come every "
+                f"{run.frame_time_s:.3g} s: staying with {self._config.fallback.name}; use "
+                f"a smaller denoiser, more threads, a GPU, or {name} offline on the recording"
+            )
+            raise EngineError(self.message)

@@ -1,0 +1,219 @@
+"""Wires the stages: source -> raw ring -> denoise -> clean ring and sinks.  No logic of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+
+from quietbeam import __version__
+from quietbeam.config import Config
+from quietbeam.core.events import RunStart
+from quietbeam.core.ledger import Ledger
+from quietbeam.core.ring import RingReader, RingWriter
+from quietbeam.model.stabilise import NoiseModel
+from quietbeam.pipeline.analyse import Analyses
+from quietbeam.pipeline.denoise import Denoise, RunCleaner
+from quietbeam.pipeline.ingest import Ingest
+from quietbeam.pipeline.networks import Networks
+from quietbeam.pipeline.publish import Publish, SinkThread
+from quietbeam.pipeline.quality import SPECS
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """The two rings, made by whoever owns their files."""
+
+    raw: RingWriter
+    clean: RingWriter
+
+
+class Pipeline:
+    """The one-way path.  Its threads are run by the caller (``bodies``).
+
+    Args:
+        config: Validated.
+        rings: Closed here when nothing more will come; unlinked by the owner.
+        ledger: Every frame's account.
+    """
+
+    def __init__(self, config: Config, rings: Rings, ledger: Ledger) -> None:
+        self.config, self.ledger = config, ledger
+        self.on_calibration: Callable[[dict[str, Any]], None] | None = None
+        self.observe: Callable[[str, float], None] = lambda _stage, _seconds: None
+        self.calibration: dict[str, Any] | None = None
+        self.networks = Networks(config)
+        analyses = Analyses(config.analyses, ledger)
+        self._light = [
+            SinkThread(named, ledger, f"{named.name}.{number}")
+            for number, named in enumerate(config.sinks)
+            if not named.plugin.own_process
+        ]
+        self._publish = Publish(rings.clean, self._light, ledger)
+        self._ingest = Ingest(
+            config.source.plugin, rings.raw, ledger, run_metadata(config, analyses)
+        )
+        self._denoise = Denoise(
+            RingReader(rings.raw.path, "denoise"),
+            ledger,
+            self._start_run,
+            analyses,
+            self._publish,
+            config.service.max_backlog_frames,
+        )
+        self._ingest.observe = lambda seconds: self.observe("ingest", seconds)
+        self._denoise.observe = lambda seconds: self.observe("denoise", seconds)
+        self._builder = ThreadPoolExecutor(1, "engines")
+        self._rates = _Rates(ledger)
+        self._log = structlog.get_logger()
+
+    def bodies(self) -> Mapping[str, Callable[[], None]]:
+        """The threads, in order of data flow; each ends when the one before has."""
+        sinks = {f"sink-{sink.label}": sink.body for sink in self._light}
+        return {"ingest": self._ingest.body, "denoise": self._denoise_body, **sinks}
+
+    def stop(self) -> None:
+        """Ask ingest to end; the rest drains in order of flow."""
+        self._ingest.stop()
+
+    def offer(self, onnx: Path | None, checkpoint: Path, version: int) -> Future[None]:
+        """Make a checkpoint live: loaded and warmed aside, switched between two frames.
+
+        Returns:
+            Done once it is live (or will be, when no run is going on).  Fails
+            with ``EngineError`` when the weights do not fit or the machine is
+            too slow for them; what was live stays live.
+        """
+        return self._builder.submit(self._offer, onnx, checkpoint, version)
+
+    def demote(self) -> None:
+        """Back to the classical denoiser, between two frames."""
+        self.networks.forget()
+        self._denoise.at_next_frame(self._demote_run)
+
+    def reset(self) -> None:
+        """Forget the state of all denoisers: the scene is another one."""
+        self._denoise.at_next_frame(self._denoise.restart)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What is going on, for people and metrics; cheap, from any thread."""
+        run, live = self._ingest.run, self._denoise.live
+        latencies = np.array(self._denoise.latencies or [np.nan])
+        figures = self._denoise.last_figures
+        return {
+            "source": self._ingest.state,
+            "run": None if run is None else run.run,
+            "run_frames": self._ingest.run_frames,
+            "shape": None if run is None else list(run.shape),
+            **self._rates.now(),
+            "latency_p50_s": _number(np.percentile(latencies, 50)),
+            "latency_p99_s": _number(np.percentile(latencies, 99)),
+            "denoiser": None if live is None else live.denoiser,
+            "model_version": 0 if live is None else live.version,
+            **{name.removeprefix("quality."): _number(v) for name, v in figures.items()},
+            "calibration": self.calibration,
+            "backlog": self._denoise.backlog,
+            "message": self._denoise.message or self.networks.message,
+            "heartbeat_age_s": {
+                "ingest": (time.monotonic_ns() - self._ingest.heartbeat_ns) / 1e9,
+                "denoise": (time.monotonic_ns() - self._denoise.heartbeat_ns) / 1e9,
+            },
+        }
+
+    def _denoise_body(self) -> None:
+        try:
+            self._denoise.body()
+        finally:
+            self._builder.shutdown(wait=False, cancel_futures=True)
+            self._publish.close()
+
+    def _start_run(self, run: RunStart) -> RunCleaner:
+        cleaner = RunCleaner(
+            run,
+            [named.plugin for named in self.config.corrections],
+            self.config.calibration,
+            self.networks.classical(run.shape),
+            self._on_calibrated,
+        )
+        fresh = self.networks.at_run_start(run)
+        if fresh is not None:
+            engine, model = fresh
+            cleaner.switch.promote(cleaner.switch.warm(engine), model)
+        return cleaner
+
+    def _offer(self, onnx: Path | None, checkpoint: Path, version: int) -> None:
+        weights = self.networks.load(onnx, checkpoint, version)
+        cleaner = self._denoise.cleaner
+        if cleaner is None:
+            self.networks.accept(weights)
+            return
+        engine = self.networks.idle_engine(cleaner.run, weights)
+        warm = cleaner.switch.warm(engine)
+
+        def switch() -> None:
+            self.networks.accept(weights, engine)
+            if self._denoise.cleaner is cleaner:
+                cleaner.switch.promote(warm, weights.model)
+
+        self._denoise.at_next_frame(switch).result()
+
+    def _demote_run(self) -> None:
+        if self._denoise.cleaner is not None:
+            self._denoise.cleaner.switch.demote()
+
+    def _on_calibrated(self, run: RunStart, noise: NoiseModel) -> None:
+        self.calibration = {"run": run.run, **asdict(noise)}
+        self._log.info("calibrated", **self.calibration)
+        if noise.impulsive:
+            self._log.warning("noise_is_impulsive", consequence="quality figures are not trusted")
+        if self.on_calibration is not None:
+            self.on_calibration(self.calibration)
+
+
+class _Rates:
+    """Frames per second in and out, over the time since they were last asked for."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._last = (time.monotonic(), 0, 0)
+        self._rates = {"received_hz": 0.0, "clean_hz": 0.0}
+
+    def now(self) -> dict[str, float]:
+        then, received_then, sent_then = self._last
+        elapsed = time.monotonic() - then
+        if elapsed >= 0.5:
+            stages = self._ledger.stages()
+            received = stages["ingest"].received if "ingest" in stages else 0
+            sent = stages["denoise"].sent if "denoise" in stages else 0
+            self._rates = {
+                "received_hz": (received - received_then) / elapsed,
+                "clean_hz": (sent - sent_then) / elapsed,
+            }
+            self._last = (time.monotonic(), received, sent)
+        return self._rates
+
+
+def run_metadata(config: Config, analyses: Analyses) -> dict[str, Any]:
+    """What is written into every run's start: enough to make the recording explain itself."""
+    specs = SPECS | analyses.specs()
+    return {
+        "version": __version__,
+        "name": config.name,
+        "config": config.text,
+        "config_sha256": config.sha256,
+        "metrics": {
+            name: {"unit": s.unit, "description": s.description, "shape": list(s.shape)}
+            for name, s in specs.items()
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None

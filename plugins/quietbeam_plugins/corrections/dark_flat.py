@@ -1,0 +1,76 @@
+"""Dark current and flat field: ``(counts - dark) / flat``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat
+
+from quietbeam import ConfigError, CorrectionPlugin, RunStart
+from quietbeam.offline.series import open_series
+
+Pixels = NDArray[np.float32]
+Valid = NDArray[np.bool_]
+
+
+class DarkFlat(CorrectionPlugin):
+    """Subtract a dark image, divide by a flat one.
+
+    Each is a file as ``replay`` reads it (``FILE.h5:/dataset``, TIFF, .npy);
+    of a series the mean is taken.  The flat is dark-corrected and divided by
+    its own median, so that counts stay counts.
+    """
+
+    dark: str | None = None
+    flat: str | None = None
+    min_response: PositiveFloat = 0.1
+    """Pixels whose flat is below this share of the median are marked invalid."""
+
+    @contextmanager
+    def open(
+        self, run: RunStart
+    ) -> Generator[Callable[[Pixels, Valid], tuple[Pixels, Valid]], None, None]:
+        """Read the images; they must have the run's shape.
+
+        Raises:
+            ConfigError: An image cannot be read or has another shape.
+        """
+        dark = np.zeros(run.shape, np.float32)
+        if self.dark is not None:
+            dark = mean_image("dark", self.dark, run.shape)
+        gain, alive = np.float32(1), np.ones(run.shape, np.bool_)
+        if self.flat is not None:
+            response = mean_image("flat", self.flat, run.shape) - dark
+            response /= np.median(response)
+            alive = response >= self.min_response
+            gain = np.where(alive, 1 / np.where(alive, response, 1), 0).astype(np.float32)
+
+        def correct(pixels: Pixels, valid: Valid) -> tuple[Pixels, Valid]:
+            pixels -= dark
+            pixels *= gain
+            return pixels, valid & alive
+
+        yield correct
+
+
+def mean_image(what: str, spec: str, shape: tuple[int, int]) -> Pixels:
+    """Read the mean of a series as float32 (h, w).
+
+    Raises:
+        ConfigError: It cannot be read or has not ``shape``.
+    """
+    path = Path(spec.partition(":/")[0])
+    if not path.exists():
+        raise ConfigError(f"{what} = {spec!r}: there is no such file")
+    with open_series(spec) as series:
+        total = np.zeros(series.shape[1:], np.float64)
+        for i in range(len(series)):
+            total += series[i]
+        image = (total / len(series)).astype(np.float32)
+    if image.shape != shape:
+        raise ConfigError(f"{what} = {spec!r} has shape {image.shape}; the detector sends {shape}")
+    return image
