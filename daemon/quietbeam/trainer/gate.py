@@ -1,0 +1,498 @@
+"""The gate: is the candidate better than what runs, on data nobody was trained on?
+
+Pure functions of numbers; nothing here knows what a network is.
+
+Every denoiser is judged by its *risk*, the mean squared error of what it puts
+out, which Stein's unbiased estimate gives without the truth.  A blind estimate
+``m`` of variance ``v`` fused with the measured ``y`` of unit noise gives
+``x = (m + v y) / (1 + v)``, and
+
+    risk = (y - x)^2 + 2 v / (1 + v) - 1        (Stein, Ann. Stat. 9, 1135, 1981)
+
+because ``dx/dy = v / (1 + v)``.  For ``v = 0`` it is the blind loss less one.
+
+Comparisons are *paired*: the same pixels, the same noise, so that most of the
+noise cancels.  Neighbouring pixels are not independent, so the unit of counting
+is a tile of a guard frame, and the standard error is the largest of three:
+tiles taken as independent, clustered by frame, and clustered by place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+BLOCK_PX = 32
+RESIDUAL_CAP = 6.0
+"""Residuals count up to this many noise s.d.: one cosmic ray must not decide."""
+HUBER = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """One denoiser on guard tiles; every array is (b,), one value per tile and frame.
+
+    Attributes:
+        frame: Which guard frame.
+        place: Which tile of the image.
+        guard_tile: The tile is never trained on in any frame.
+        risk: Stein's estimate of the mean squared error, stabilised units.
+        robust: Mean Huber loss of ``y - m``, for noise with outliers.
+        residual: Mean of ``y - m``.
+        chi2: Mean of ``(y - m)^2 / (1 + v)``.
+        power: Mean of ``(y - m)^2``.
+        spatial: Mean product of neighbouring residuals.
+        temporal: Mean product of a residual with that of the frame before.
+        raw_power: Mean square of the temporal difference of the data over sqrt 2.
+        raw_spatial: Mean product of neighbouring such differences.
+        fused: Mean of ``v``; 0 where the denoiser knows no variance.
+    """
+
+    frame: Labels
+    place: Labels
+    guard_tile: NDArray[np.bool_]
+    risk: Values
+    robust: Values
+    residual: Values
+    chi2: Values
+    power: Values
+    spatial: Values
+    temporal: Values
+    raw_power: Values
+    raw_spatial: Values
+    fused: Values
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @property
+    def finite(self) -> bool:
+        """Every number is one."""
+        return all(bool(np.isfinite(getattr(self, field.name)).all()) for field in fields(self))
+
+    def where(self, keep: NDArray[np.bool_]) -> Scores:
+        """Only some of the tiles."""
+        return Scores(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+
+def concatenate(parts: list[Scores]) -> Scores:
+    """One table of many; ``parts`` is not empty."""
+    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Scores)}
+    return Scores(**{name: np.concatenate(column) for name, column in columns.items()})
+
+
+def score(
+    measured: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    variance: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    *,
+    frame: int,
+    origin: tuple[int, int],
+    guard: NDArray[np.bool_],
+) -> Scores:
+    """Judge one denoiser on one crop of one guard frame.
+
+    Args:
+        measured: (2, h, w): the frame before, the guard frame; stabilised units.
+        mean: (2, h, w): their blind estimates.
+        variance: (2, h, w): of ``mean``, 0 where unknown.
+        valid: (2, h, w): False where ``measured`` means nothing.
+        frame: Label of the guard frame.
+        origin: (top, left) of the crop in the image.
+        guard: (h, w): True on tiles that are never trained on.
+
+    Returns:
+        One row per tile with valid pixels, about 32 px a side.
+    """
+    blocks = _Blocks(valid[1])
+    both = valid.all(0)
+    mean = np.where(np.isfinite(mean), mean, np.nan)  # or the cap would hide an infinity
+    residual = np.clip(measured - mean, -RESIDUAL_CAP, RESIDUAL_CAP).astype(np.float64)
+    now, before = residual[1], residual[0]
+    v = np.where(np.isfinite(variance[1]) & (variance[1] >= 0), variance[1], np.nan)
+    v = v.astype(np.float64)
+    difference = np.where(both, measured[1] - measured[0], 0) / np.sqrt(2)
+    raw = np.clip(difference, -RESIDUAL_CAP, RESIDUAL_CAP)
+    keep = blocks.filled
+    return Scores(
+        frame=np.full(int(keep.sum()), frame, np.int64),
+        place=blocks.places(origin)[keep],
+        guard_tile=blocks.mean(guard.astype(np.float64))[keep] > 0.5,
+        risk=blocks.mean((now / (1 + v)) ** 2 + 2 * v / (1 + v) - 1)[keep],
+        robust=blocks.mean(_huber(now))[keep],
+        residual=blocks.mean(now)[keep],
+        chi2=blocks.mean(now**2 / (1 + v))[keep],
+        power=blocks.mean(now**2)[keep],
+        spatial=blocks.neighbours(now)[keep],
+        temporal=blocks.mean(np.where(both, now * before, 0))[keep],
+        raw_power=blocks.mean(raw**2)[keep],
+        raw_spatial=blocks.neighbours(raw)[keep],
+        fused=blocks.mean(v)[keep],
+    )
+
+
+def _huber(residual: Values) -> Values:
+    size = np.abs(residual)
+    return np.where(size < HUBER, residual**2 / 2, HUBER * (size - HUBER / 2))
+
+
+class _Blocks:
+    """Means over the tiles of one crop; invalid pixels do not count."""
+
+    def __init__(self, valid: NDArray[np.bool_]) -> None:
+        self._valid = valid
+        self._rows, self._columns = (_edges(size) for size in valid.shape)
+        self._count = self._sum(np.ones(valid.shape))
+        self.filled = self._count > 0
+
+    def mean(self, values: Values) -> Values:
+        """Per tile, flattened; 0 for a tile without a valid pixel."""
+        return self._sum(values) / np.maximum(self._count, 1)
+
+    def neighbours(self, values: Values) -> Values:
+        """Mean product of pixels side by side, over both directions."""
+        known = np.where(self._valid, values, 0)
+        product = np.zeros(values.shape)
+        product[:, :-1] += known[:, :-1] * known[:, 1:] / 2
+        product[:-1] += known[:-1] * known[1:] / 2
+        return self.mean(product)
+
+    def places(self, origin: tuple[int, int]) -> Labels:
+        """A number for the place of each tile in the image."""
+        rows = (self._rows + origin[0]).astype(np.int64)
+        columns = (self._columns + origin[1]).astype(np.int64)
+        return (rows[:, None] * 1_000_000 + columns[None]).reshape(-1)
+
+    def _sum(self, values: Values) -> Values:
+        known = np.where(self._valid, values, 0)
+        rows = np.add.reduceat(known, self._rows, axis=0)
+        return np.add.reduceat(rows, self._columns, axis=1).reshape(-1)
+
+
+def _edges(size: int) -> Labels:
+    """Where tiles of about 32 px start; the last one takes what is left over."""
+    return np.arange(max(1, size // BLOCK_PX)) * BLOCK_PX
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A mean over tiles and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    def exceeds(self, sigmas: float) -> bool:
+        """Above zero by more than ``sigmas`` standard errors."""
+        return bool(self.mean > sigmas * self.standard_error)
+
+    def falls_below(self, sigmas: float) -> bool:
+        """Below zero by more than ``sigmas`` standard errors."""
+        return bool(self.mean < -sigmas * self.standard_error)
+
+
+def paired_gain(reference: Scores, candidate: Scores, *, impulsive: bool) -> Gain:
+    """Loss of ``reference`` less that of ``candidate``: positive when the candidate is better.
+
+    Both must have been scored on the same tiles in the same order.
+    """
+    if not (
+        np.array_equal(reference.frame, candidate.frame)
+        and np.array_equal(reference.place, candidate.place)
+    ):
+        raise ValueError("paired comparison of scores from different tiles")
+    difference = losses(reference, impulsive=impulsive) - losses(candidate, impulsive=impulsive)
+    return estimate(difference, candidate.frame, candidate.place)
+
+
+def losses(scores: Scores, *, impulsive: bool) -> Values:
+    """What is compared: the risk, or the robust loss where squares cannot be trusted."""
+    return scores.robust if impulsive else scores.risk
+
+
+def estimate(values: Values, frame: Labels, place: Labels) -> Gain:
+    """Mean and standard error of correlated tile values.
+
+    The error is the largest of: tiles independent, clustered by frame,
+    clustered by place.  Few clusters cost extra (the s.d. of Student's t);
+    fewer than four frames give no error at all, hence infinity.
+    """
+    mean = float(values.mean())
+    alone = np.arange(len(values))
+    errors = [_clustered_error(values - mean, labels) for labels in (alone, frame)]
+    if len(np.unique(place)) > 3:  # a small image has too few places to tell
+        errors.append(_clustered_error(values - mean, place))
+    return Gain(mean, max(errors))
+
+
+def _clustered_error(centred: Values, labels: NDArray[np.integer]) -> float:
+    _, cluster = np.unique(labels, return_inverse=True)
+    sums = np.bincount(cluster, centred)
+    k = len(sums)
+    if k <= 3:
+        return float("inf")
+    variance = k / (k - 1) * float((sums**2).sum()) / len(centred) ** 2
+    return float(np.sqrt(variance * (k - 1) / (k - 3)))
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """What is left of the data after the blind estimate: white noise, if all is well.
+
+    Attributes:
+        mean: Of ``y - m`` in noise s.d.; 0 if unbiased.
+        chi2: Of ``(y - m)^2 / (1 + v)``; 1 if ``v`` is honest and the noise is one.
+        spatial: Correlation of neighbouring pixels, less that of the raw noise.
+        temporal: Correlation with the frame before.
+        knows_variance: ``v`` is not 0 everywhere.
+    """
+
+    mean: Gain
+    chi2: Gain
+    spatial: Gain
+    temporal: Gain
+    knows_variance: bool
+
+
+def residual(scores: Scores) -> Residual:
+    """Summarise the residual of one denoiser over all tiles."""
+    power = float(scores.power.mean())
+    raw_power = float(scores.raw_power.mean())
+    raw_spatial = float(scores.raw_spatial.mean()) / raw_power if raw_power > 0 else 0.0
+
+    def correlation(products: Values, offset: float = 0.0) -> Gain:
+        if power <= 0:
+            return Gain(0.0, 0.0)
+        ratio = float(products.mean()) / power
+        spread = estimate((products - ratio * scores.power) / power, scores.frame, scores.place)
+        return Gain(ratio - offset, spread.standard_error)
+
+    return Residual(
+        mean=estimate(scores.residual, scores.frame, scores.place),
+        chi2=estimate(scores.chi2, scores.frame, scores.place),
+        spatial=correlation(scores.spatial, raw_spatial),
+        temporal=correlation(scores.temporal),
+        knows_variance=bool((scores.fused > 0).any()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How sure the gate wants to be.
+
+    Attributes:
+        sigmas: Standard errors a gain must exceed.
+        min_frames: Guard frames needed before anything is decided.
+        mean: Bias of the residual that is let pass, in noise s.d.
+        chi2: Departure of log chi2 from 0 that is let pass.
+        correlation: Residual correlation that is let pass.
+        margin: How much worse than the classical denoiser a residual may look.
+    """
+
+    sigmas: float = 2.0
+    min_frames: int = 4
+    mean: float = 0.05
+    chi2: float = 0.25
+    correlation: float = 0.10
+    margin: float = 0.02
+
+
+def residual_faults(candidate: Residual, classical: Residual, rules: Rules) -> list[str]:
+    """Say what is wrong with the candidate's residual; nothing if it passes.
+
+    Real noise is never exactly as calibrated, so each tolerance is the larger
+    of a fixed one and what the classical denoiser shows on the same data, plus
+    three standard errors.
+    """
+    faults = []
+
+    def check(name: str, got: float, limit: float, error: float) -> None:
+        if not got <= limit + 3 * error:
+            faults.append(f"{name} {got:.3f} exceeds {limit:.3f} ± {error:.3f}")
+
+    floor = abs(classical.mean.mean) + rules.margin
+    check(
+        "residual mean",
+        abs(candidate.mean.mean),
+        max(rules.mean, floor),
+        candidate.mean.standard_error,
+    )
+    got, error = _log_chi2(candidate.chi2)
+    tolerance = max(rules.chi2, abs(_log_chi2(classical.chi2)[0]) + rules.margin)
+    if candidate.knows_variance:
+        check("log chi2", got, tolerance, error)
+    check("log chi2 below one (the frame itself leaked?)", -got, tolerance, error)
+    for name in ("spatial", "temporal"):
+        own: Gain = getattr(candidate, name)
+        floor = getattr(classical, name).mean + rules.margin
+        limit = max(rules.correlation, floor)
+        check(f"{name} residual correlation", own.mean, limit, own.standard_error)
+    return faults
+
+
+def _log_chi2(chi2: Gain) -> tuple[float, float]:
+    safe = max(chi2.mean, 1e-6)
+    return float(np.log(safe)), chi2.standard_error / safe
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do, why, and the numbers behind it (stabilised units)."""
+
+    action: Literal["promote", "reject", "demote"]
+    reason: str
+    gain: float = float("nan")
+    standard_error: float = float("nan")
+    loss_candidate: float = float("nan")
+    loss_live: float = float("nan")
+    loss_classical: float = float("nan")
+    residual_mean: float = float("nan")
+    chi2: float = float("nan")
+    spatial_correlation: float = float("nan")
+    temporal_correlation: float = float("nan")
+
+
+Replay = Callable[[], tuple[Scores, Scores] | None]
+"""Gives (what runs, candidate) on older guard frames, or None while there are too few."""
+
+
+def decide(
+    candidate: Scores | None,
+    live: Scores | None,
+    classical: Scores,
+    *,
+    impulsive: bool = False,
+    replay: Replay | None = None,
+    rules: Rules | None = None,
+) -> Decision | None:
+    """Promote the candidate, demote what runs, or leave all as it is.
+
+    Args:
+        candidate: None while training is frozen: then only demotion is considered.
+        live: What runs; None if that is the classical denoiser.
+        classical: The fallback.  All three on the same tiles, in the same order.
+        impulsive: The noise has outliers; compare robust losses.
+        replay: Asked only when the rest has passed, because it costs time.
+        rules: How sure to be.
+
+    Returns:
+        None when there are too few guard frames to say anything, or when there
+        is no candidate and what runs is good.
+    """
+    rules = rules or Rules()
+    if len(np.unique(classical.frame)) < rules.min_frames:
+        return None
+    demotion = _demotion(live, classical, impulsive=impulsive, rules=rules)
+    if candidate is None:
+        return demotion
+    faults = _faults(candidate, live, classical, impulsive=impulsive, replay=replay, rules=rules)
+    if faults and demotion is not None:
+        return demotion
+    figures = _figures(candidate, live, classical, impulsive=impulsive)
+    if faults:
+        return Decision("reject", "; ".join(faults), **figures)
+    reason = "better than what runs and than classical; replay and residual pass"
+    return Decision("promote", reason, **figures)
+
+
+def _faults(
+    candidate: Scores,
+    live: Scores | None,
+    classical: Scores,
+    *,
+    impulsive: bool,
+    replay: Replay | None,
+    rules: Rules,
+) -> list[str]:
+    """Why the candidate must not run; nothing if it may.  The first sort of fault ends it."""
+    if not candidate.finite:
+        return ["the candidate gives values that are not finite"]
+    faults = []
+    references = {"classical": classical} | ({} if live is None else {"live": live})
+    for name, reference in references.items():
+        if not reference.finite:
+            continue  # anything finite beats it
+        gain = paired_gain(reference, candidate, impulsive=impulsive)
+        if not gain.exceeds(rules.sigmas):
+            faults.append(
+                f"gain over {name} {gain.mean:.4f} ± {gain.standard_error:.4f} "
+                f"is not above {rules.sigmas:g} standard errors"
+            )
+        elif _worse_on_guard_tiles(reference, candidate, impulsive=impulsive, rules=rules):
+            faults.append(f"worse than {name} on the tiles never trained on")
+    if not faults:
+        faults = residual_faults(residual(candidate), residual(classical), rules)
+    if not faults and replay is not None and (older := replay()) is not None:
+        faults = _replay_faults(*older, impulsive=impulsive, rules=rules)
+    return faults
+
+
+def _worse_on_guard_tiles(
+    reference: Scores, candidate: Scores, *, impulsive: bool, rules: Rules
+) -> bool:
+    keep = candidate.guard_tile
+    if not keep.any():
+        return False
+    gain = paired_gain(reference.where(keep), candidate.where(keep), impulsive=impulsive)
+    return gain.falls_below(rules.sigmas)
+
+
+def _replay_faults(
+    reference: Scores, candidate: Scores, *, impulsive: bool, rules: Rules
+) -> list[str]:
+    if not candidate.finite:
+        return ["the candidate gives values that are not finite on older frames"]
+    if not reference.finite or len(np.unique(reference.frame)) < rules.min_frames:
+        return []
+    gain = paired_gain(reference, candidate, impulsive=impulsive)
+    if not gain.falls_below(rules.sigmas):
+        return []
+    return [f"worse on older frames: {gain.mean:.4f} ± {gain.standard_error:.4f}"]
+
+
+def _demotion(
+    live: Scores | None, classical: Scores, *, impulsive: bool, rules: Rules
+) -> Decision | None:
+    if live is None or not classical.finite:
+        return None
+    if not live.finite:
+        figures = _figures(None, live, classical, impulsive=impulsive)
+        return Decision("demote", "what runs gives values that are not finite", **figures)
+    gain = paired_gain(live, classical, impulsive=impulsive)
+    if not gain.exceeds(rules.sigmas):
+        return None
+    figures = _figures(None, live, classical, impulsive=impulsive)
+    reason = f"classical is better by {gain.mean:.4f} ± {gain.standard_error:.4f}"
+    return Decision("demote", reason, **figures)
+
+
+def _figures(
+    candidate: Scores | None, live: Scores | None, classical: Scores, *, impulsive: bool
+) -> dict[str, float]:
+    """The numbers of a decision; the gain is the one over what runs (the closer call)."""
+
+    def loss(scores: Scores) -> float:
+        return float(losses(scores, impulsive=impulsive).mean())
+
+    running = classical if live is None else live
+    figures = {"loss_classical": loss(classical), "loss_live": loss(running)}
+    judged = classical if candidate is None else candidate
+    if judged.finite and running.finite:
+        gain = paired_gain(running, judged, impulsive=impulsive)
+        figures |= {"gain": gain.mean, "standard_error": gain.standard_error}
+    if candidate is not None:
+        figures["loss_candidate"] = loss(candidate)
+    shown = residual(running if candidate is None else candidate)
+    return figures | {
+        "residual_mean": shown.mean.mean,
+        "chi2": shown.chi2.mean,
+        "spatial_correlation": shown.spatial.mean,
+        "temporal_correlation": shown.temporal.mean,
+    }
