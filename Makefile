@@ -1,0 +1,36 @@
+# Two commands: `make demo` and `make test`.  Both make .venv first if need be.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test test-slow lint lock clean
+
+demo: .venv/installed
+	$(BIN)/quietbeam demo $(ARGS)
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -q $(ARGS)
+
+test-slow: .venv/installed  ## longer tests: real producers, soak, many kills
+	$(BIN)/python -m pytest -q -m slow --timeout 600 $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	PYTHONPATH=daemon:plugins $(BIN)/lint-imports
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+lock: .venv/installed  ## write deploy/constraints.txt from what is installed
+	$(BIN)/pip freeze --exclude-editable | grep -v '^-e ' | sed 's/+cpu$$//; s/ @ .*//' > deploy/constraints.txt
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
+
+# A plain build of torch is asked for by its exact version, so that a machine
+# without a GPU gets the CPU build where one is offered.
+.venv/installed: pyproject.toml deploy/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[dev]'
+	touch $@
