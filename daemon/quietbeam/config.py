@@ -134,14 +134,14 @@ class Config:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-_SECTIONS = {
+SECTIONS = {
     "engine": EngineConfig,
     "calibration": CalibrationConfig,
     "trainer": TrainerConfig,
     "rings": RingsConfig,
     "service": ServiceConfig,
 }
-_TABLES = {*_SECTIONS, "name", "source", "corrections", "denoiser", "fallback", "analyses", "sinks"}
+_TABLES = {*SECTIONS, "name", "source", "corrections", "denoiser", "fallback", "analyses", "sinks"}
 
 
 def load(path: Path) -> Config:

@@ -73,6 +73,11 @@ class Threads:
             thread.start()
 
     @property
+    def started(self) -> list[str]:
+        """Names of all bodies that were started, in order of data flow."""
+        return list(self._threads)
+
+    @property
     def left(self) -> list[str]:
         """Names of the bodies that have not returned, in order of data flow."""
         return [name for name in self._threads if name not in self._ended]

@@ -6,8 +6,8 @@ import fcntl
 import os
 import re
 import shutil
-from contextlib import ExitStack, contextmanager, suppress
 from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import structlog

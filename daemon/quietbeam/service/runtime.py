@@ -53,6 +53,23 @@ def read_address(directory: Path) -> str:
         ) from error
 
 
+def holder_of(directory: Path) -> int | None:
+    """Give the process id of the daemon that holds ``directory``, or None."""
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(descriptor, 32).decode(errors="replace").strip()
+        return int(text) if text.isdigit() else 0
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
 def token_path(directory: Path) -> Path:
     """Where the control token lies."""
     return directory / _TOKEN
