@@ -1,0 +1,297 @@
+"""Turns the bytes of an image message into pixels, and refuses what does not fit.
+
+Sizes are checked before anything is allocated: a message may declare
+whatever it likes.  Decompression is dectris-compression's, because it reports
+damage as an error; ``bitshuffle`` crashes the process on truncated input.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import orjson
+from dectris.compression import decompress as dectris_decompress
+from numpy.typing import NDArray
+
+from quietbeam.core.events import Event, Rejected, RejectReason
+
+Bytes = bytes | memoryview
+Codec = Literal["", "lz4", "bslz4", "zlib"]
+
+_DTYPES = {np.dtype(name).name for name in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")}
+_DTYPES |= {"float16", "float32", "float64"}
+_CODECS: Mapping[str, Codec] = {
+    "": "",
+    "none": "",
+    "lz4": "lz4",
+    "lz4hdf5": "lz4",
+    "bslz4": "bslz4",
+    "bitshuffle_lz4": "bslz4",
+    "zlib": "zlib",
+}
+_DECTRIS_ENCODING = re.compile(r"(?:(bs)(\d*))?-?(lz4)?([<>]?)")
+_HEADER = struct.Struct(">QI")
+_BLOCK_BYTES = 8192
+_MAX_JSON_BYTES = 4 << 20
+
+
+class Decoder(Protocol):
+    """Turns the parts of one stream into events; does no input or output itself."""
+
+    def feed(
+        self, part: Bytes, received_ns: int, *, starts_message: bool = True
+    ) -> Iterable[Event]:
+        """Take the next part.
+
+        Args:
+            part: One part of a message, or a whole single-part one.
+            received_ns: Our monotonic clock at its arrival.
+            starts_message: It was the first of its ZMQ message.  Only used to
+                count damage once per message: proxies regroup parts at will.
+        """
+        ...
+
+    def idle(self, now_ns: int) -> Iterable[Event]:
+        """Nothing came; time has passed."""
+        ...
+
+    def finish(self) -> Iterable[Event]:
+        """Nothing will come any more."""
+        ...
+
+
+class RefusedError(Exception):
+    """A message cannot be accepted; becomes one ``Rejected`` event."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(detail)
+        self.event = Rejected(reason=reason, detail=detail)
+
+
+def parse_json(part: Bytes) -> dict[str, Any]:
+    """Read a JSON object, as tolerantly as areaDetector needs it.
+
+    ADZMQ prints NaN as ``nan`` and does not escape the texts of ``ndattr``,
+    its last key; that key is given up where it cannot be read.
+
+    Raises:
+        RefusedError: Not a JSON object, or larger than any header.
+    """
+    if len(part) > _MAX_JSON_BYTES:
+        raise RefusedError("oversized", f"header of {len(part)} bytes; at most {_MAX_JSON_BYTES}")
+    try:
+        found = orjson.loads(part)
+    except orjson.JSONDecodeError:
+        found = _parse_tolerantly(bytes(part))
+    if not isinstance(found, dict):
+        raise RefusedError("malformed", f"header is {type(found).__name__}, expected a JSON object")
+    return found
+
+
+def _parse_tolerantly(part: bytes) -> Any:
+    if part[:1] == b"\x80":  # the first byte of every pickle since protocol 2
+        raise RefusedError("unsafe", "the message is a Python pickle; it is never loaded")
+    try:
+        text = re.sub(r"([:\[,]\s*)[-+]?(?:nan|inf)\b", r"\1null", part.decode())
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        start = part.find(b'"ndattr"')
+        if start > 0:
+            try:
+                return orjson.loads(part[:start].rstrip(b" ,\n\r\t") + b"}")
+            except orjson.JSONDecodeError:
+                pass
+        raise RefusedError("malformed", f"neither JSON nor an expected payload: {error}") from None
+
+
+def whole(value: Any, what: str, *, least: int = 0) -> int:
+    """Read a whole number, also one written as text, that fits 63 bits.
+
+    Raises:
+        RefusedError: It is none.
+    """
+    if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        shown = repr(value)[:60]
+        raise RefusedError("malformed", f"{what} is {shown}, expected a whole number >= {least}")
+    return value
+
+
+def positive(table: Mapping[str, Any], key: str) -> float | None:
+    """Read a positive number of a header; None where there is none."""
+    value = table.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+        return None
+    return float(value)
+
+
+def image_shape(value: Any) -> tuple[int, int]:
+    """Read (h, w); leading axes of length 1 are dropped.
+
+    Raises:
+        RefusedError: Not the shape of one image.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise RefusedError("shape", f"shape is {value!r:.60}, expected [height, width]")
+    try:
+        sizes = [whole(n, "size", least=1) for n in value[:8]]
+    except RefusedError as error:
+        raise RefusedError("shape", f"shape {value!r:.60}: {error}") from None
+    while len(sizes) > 2 and sizes[0] == 1:
+        del sizes[0]
+    if len(sizes) != 2:
+        raise RefusedError("shape", f"shape {value!r:.60} is not one image [height, width]")
+    return sizes[0], sizes[1]
+
+
+def image_dtype(name: Any, *, big_endian: bool = False) -> np.dtype[Any]:
+    """Read the name of a dtype, such as ``uint16``.
+
+    Raises:
+        RefusedError: No integer or float of 8 to 64 bits.
+    """
+    name = {"float": "float32", "double": "float64"}.get(name, name) if isinstance(name, str) else 0
+    if name not in _DTYPES:
+        raise RefusedError("dtype", f"type {name!r:.60}; expected one of {sorted(_DTYPES)}")
+    return np.dtype(name).newbyteorder(">" if big_endian else "<")
+
+
+def codec_of(name: Any) -> Codec:
+    """Read the name of a codec as array-1.0, areaDetector and Stream V2 write it.
+
+    Raises:
+        RefusedError: One that we do not decompress.
+    """
+    codec = _CODECS.get(name) if isinstance(name, str) else None
+    if codec is None:
+        raise RefusedError("compression", f"codec {name!r:.60}; expected one of {list(_CODECS)}")
+    return codec
+
+
+def dectris_encoding(text: Any, dtype: np.dtype[Any]) -> tuple[Codec, np.dtype[Any]]:
+    """Read a Stream V1 encoding such as ``bs16-lz4<``: the codec, and the dtype in its order.
+
+    Raises:
+        RefusedError: One that we do not decompress, or other bits than the dtype has.
+    """
+    match = _DECTRIS_ENCODING.fullmatch(text) if isinstance(text, str) else None
+    if match is None or (match[1] and not match[3]):
+        raise RefusedError("compression", f"encoding {text!r:.60}; expected like bs16-lz4<")
+    if match[2] and int(match[2]) != dtype.itemsize * 8:
+        raise RefusedError("compression", f"encoding {text!r:.60} of {dtype.itemsize}-byte pixels")
+    codec: Codec = "bslz4" if match[1] else "lz4" if match[3] else ""
+    return codec, dtype.newbyteorder(">" if match[4] == ">" else "<")
+
+
+def image(
+    blob: Bytes, shape: tuple[int, int], dtype: np.dtype[Any], codec: Codec, max_bytes: int
+) -> NDArray[Any]:
+    """Turn a blob into (h, w) pixels in native byte order.
+
+    Raises:
+        RefusedError: Too large, too small, or damaged.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size > max_bytes:
+        raise RefusedError(
+            "oversized", f"image {shape} {dtype.name}: {size} bytes; max_frame_bytes is {max_bytes}"
+        )
+    data = blob if codec == "" else decompress(blob, codec, dtype.itemsize, size)
+    if len(data) != size:
+        reason: RejectReason = "truncated" if len(data) < size else "oversized"
+        raise RefusedError(
+            reason, f"{len(data)} bytes for {shape} {dtype.name}, expected {size} bytes"
+        )
+    pixels = np.frombuffer(data, dtype).reshape(shape)
+    return pixels.astype(dtype.newbyteorder("="), copy=False)
+
+
+def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
+    """Give the uncompressed bytes; rubbish after the compressed ones is ignored.
+
+    Args:
+        blob: With or without the header of HDF5's filters.
+        codec: Not "".
+        itemsize: Of a pixel, in bytes; bitshuffle needs it.
+        size: Uncompressed, in bytes.
+
+    Raises:
+        RefusedError: The blob is damaged, or does not give ``size`` bytes.
+    """
+    if not len(blob):
+        raise RefusedError("truncated", "the compressed image is empty")
+    if codec == "zlib":
+        return _inflate(blob, size)
+    framed = len(blob) >= _HEADER.size and int.from_bytes(blob[:8], "big") == size
+    skip = 0
+    if not framed and codec == "bslz4":
+        blob = _HEADER.pack(size, _BLOCK_BYTES) + blob
+    elif not framed:
+        blob, skip = _framed_lz4(blob, size)
+    try:
+        data = dectris_decompress(blob, codec, elem_size=itemsize)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        detail = f"{codec}: {len(blob)} bytes do not give {size}: {error}"
+        raise RefusedError("compression", detail) from None
+    return memoryview(data)[skip:] if skip else data
+
+
+def _inflate(blob: Bytes, size: int) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(blob, size)
+    except zlib.error as error:
+        raise RefusedError("compression", f"zlib: {error}") from None
+    if len(data) < size:
+        raise RefusedError("truncated", f"zlib gives {len(data)} bytes, expected {size}")
+    return data
+
+
+def _framed_lz4(blob: Bytes, size: int) -> tuple[bytes, int]:
+    """Put HDF5's header before one bare block; also how many bytes to skip afterwards."""
+    block = bytes(blob[: _block_end(blob, size)])
+    # HDF5 takes a block as long as its content for a stored one, so such a
+    # block gets a harmless start: 1 literal, then a match of the 4 bytes after it.
+    skip = 5 if len(block) == size else 0
+    if skip:
+        block = b"\x10\x00\x01\x00" + block
+    total = size + skip
+    return _HEADER.pack(total, total) + len(block).to_bytes(4, "big") + block, skip
+
+
+def _block_end(blob: Bytes, size: int) -> int:
+    """Find where an LZ4 block of ``size`` bytes ends: areaDetector sends rubbish after it."""
+    if len(blob) < size:  # it sends as many bytes as the uncompressed image has
+        return len(blob)
+    at, out = 0, 0
+    try:
+        while out < size:
+            token = blob[at]
+            literals, at = _length(blob, at + 1, token >> 4)
+            at, out = at + literals, out + literals
+            if out >= size:
+                break
+            match, at = _length(blob, at + 2, token & 15)
+            out += match + 4
+    except IndexError:
+        return len(blob)
+    return at
+
+
+def _length(blob: Bytes, at: int, nibble: int) -> tuple[int, int]:
+    """Read a length of an LZ4 sequence: (length, next position)."""
+    length = nibble
+    while nibble == 15:
+        extra = blob[at]
+        at, length = at + 1, length + extra
+        if extra != 255:
+            break
+    return length, at

@@ -1,0 +1,180 @@
+"""The one receive loop of all ZMQ sources: parts in, events out; also from a capture file."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import structlog
+import zmq
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from quietbeam.core.errors import SourceError
+from quietbeam.core.events import Event
+from quietbeam.core.plugin import SourcePlugin
+from quietbeam.offline.capture import CaptureWriter, read_capture
+from quietbeam_plugins.sources.payload import Bytes, Decoder
+
+_log = structlog.get_logger()
+_POLL_MS = 100
+_RECONNECT_MS = (100, 3000)
+
+Part = tuple[Bytes, int, bool]
+"""(bytes, our monotonic clock in ns, whether it starts a ZMQ message)."""
+
+
+class StreamSource(SourcePlugin):
+    """Settings that every ZMQ source has."""
+
+    address: str
+    """``tcp://host:port`` or ``ipc://path``; ``file:///x.qbcap`` plays a capture."""
+    bind: bool = False
+    """Wait for the detector to connect to us instead."""
+    socket: Literal["pull", "sub"] = "pull"
+    """``pull`` for a detector that pushes (nothing lost, one reader), ``sub`` if it publishes."""
+    max_frame_bytes: PositiveInt = 256 << 20
+    """Larger images are refused before anything is allocated."""
+    receive_messages: PositiveInt = 64
+    """Messages that may wait in the socket; then a pusher waits, a publisher drops."""
+    run_timeout_s: PositiveFloat | None = None
+    """A run without an end is lost after this pause; None derives it from the frame time."""
+    grace_s: NonNegativeFloat = 0.25
+    """How long frames may come after the end of their series that overtook them."""
+    heartbeat_s: PositiveFloat = 2.0
+    """A connection silent for three of these is opened again."""
+    tap: Path | None = None
+    """Also write every raw part to this file (``quietbeam capture``)."""
+    pace: Literal["recorded", "fast"] = "recorded"
+    """How a capture is played back."""
+    loop: bool = False
+    """Play a capture again and again."""
+
+    @field_validator("address")
+    @classmethod
+    def _known_transport(cls, address: str) -> str:
+        if not address.startswith(("tcp://", "ipc://", "inproc://", "file://")):
+            raise ValueError("expected tcp://host:port, ipc://path or file:///path/to/x.qbcap")
+        return address
+
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """Give a fresh decoder of this format."""
+
+    def open(self) -> AbstractContextManager[Iterator[Event | None]]:
+        """Give the events; see ``SourcePlugin.open``."""
+        return self._open()
+
+    @contextmanager
+    def _open(self) -> Iterator[Iterator[Event | None]]:
+        with ExitStack() as stack:
+            if self.address.startswith("file://"):
+                parts = self._played(stack)
+            else:
+                parts = _received(stack.enter_context(self._connected()))
+            if self.tap is not None:
+                about = {"kind": type(self).__name__.lower(), "address": self.address}
+                parts = _tapped(parts, stack.enter_context(_tap_file(self.tap, about)))
+            yield _events(parts, self.decoder())
+
+    @contextmanager
+    def _connected(self) -> Iterator[zmq.Socket[bytes]]:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            socket = context.socket(zmq.PULL if self.socket == "pull" else zmq.SUB)
+            self._set_options(socket)
+            (socket.bind if self.bind else socket.connect)(self.address)
+        except zmq.ZMQError as error:
+            context.destroy(linger=0)
+            what = "listen on" if self.bind else "connect to"
+            raise SourceError(f"cannot {what} {self.address}: {error}") from error
+        try:
+            yield socket
+        finally:
+            context.destroy(linger=0)
+
+    def _set_options(self, socket: zmq.Socket[bytes]) -> None:
+        heartbeat_ms = round(self.heartbeat_s * 1000)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVHWM, self.receive_messages)
+        # A header with flat field and mask is larger than a frame.  This bounds
+        # a part, not a multipart message: libzmq has no option for that.
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.max_frame_bytes + (1 << 20))
+        socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * heartbeat_ms)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * heartbeat_ms)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
+        if self.socket == "sub":
+            socket.setsockopt(zmq.SUBSCRIBE, b"")
+
+    def _played(self, stack: ExitStack) -> Iterator[Part | None]:
+        address = urlsplit(self.address)
+        path = Path(unquote(address.netloc + address.path))
+        capture = stack.enter_context(read_capture(path))
+
+        def play() -> Iterator[Part | None]:
+            while True:
+                began_ns = time.monotonic_ns()
+                for record in capture:
+                    due_ns = began_ns + record.time_ns
+                    while self.pace == "recorded" and (wait := due_ns - time.monotonic_ns()) > 0:
+                        yield None
+                        time.sleep(min(wait * 1e-9, _POLL_MS * 1e-3))
+                    yield record.part, due_ns, record.starts_message
+                if not self.loop:
+                    return
+
+        return play()
+
+
+def _received(socket: zmq.Socket[bytes]) -> Iterator[Part | None]:
+    starts_message = True
+    while True:
+        if not socket.poll(_POLL_MS):
+            yield None
+            continue
+        # Not copied: pixels of an uncompressed frame are a view of the message.
+        part = socket.recv(copy=False)
+        yield part.buffer, time.monotonic_ns(), starts_message
+        starts_message = not part.more
+
+
+def _events(parts: Iterator[Part | None], decoder: Decoder) -> Iterator[Event | None]:
+    for item in parts:
+        if item is None:
+            yield from decoder.idle(time.monotonic_ns())
+            yield None
+        else:
+            part, received_ns, starts_message = item
+            yield from decoder.feed(part, received_ns, starts_message=starts_message)
+    yield from decoder.finish()
+
+
+@contextmanager
+def _tap_file(path: Path, about: dict[str, Any]) -> Iterator[CaptureWriter]:
+    try:
+        writer = CaptureWriter(path, about)
+    except OSError as error:
+        raise SourceError(f"tap {path}: cannot be written: {error.strerror}") from error
+    with writer:
+        yield writer
+
+
+def _tapped(parts: Iterator[Part | None], writer: CaptureWriter) -> Iterator[Part | None]:
+    """Write every part; a full disk ends the tap, never the stream."""
+    broken = False
+    for item in parts:
+        if item is not None and not broken:
+            part, received_ns, starts_message = item
+            try:
+                writer.write(part, received_ns, starts_message=starts_message)
+            except OSError as error:
+                broken = True
+                _log.error("tap_stopped", path=str(writer.path), error=str(error))
+        yield item
