@@ -148,6 +148,7 @@ class Denoise:
         self.last_figures: Mapping[str, float] = {}
         self.heartbeat_ns = time.monotonic_ns()
         self.observe: Callable[[float], None] = lambda _seconds: None
+        self.observe_latency: Callable[[float], None] = lambda _seconds: None
         self._lost_seen = 0
 
     def at_next_frame(self, action: Callable[[], None]) -> Future[None]:
@@ -279,4 +280,5 @@ class Denoise:
         )
         self._ledger.sent(STAGE)
         self.latencies.append(latency)
+        self.observe_latency(latency)
         self.live, self.last_figures = model, figures

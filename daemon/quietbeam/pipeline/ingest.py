@@ -48,6 +48,7 @@ class Ingest:
         self.state = "starting"
         self.run_frames = 0
         self.last_frame_ns = 0
+        self.received_bytes = 0
         self.heartbeat_ns = time.monotonic_ns()
         self.observe: Callable[[float], None] = lambda _seconds: None
 
@@ -126,6 +127,7 @@ class Ingest:
         self._indices.add(frame.index)
         self.run_frames += 1
         self.last_frame_ns = frame.received_ns
+        self.received_bytes += frame.pixels.nbytes
         self.observe(time.perf_counter() - began)
 
     def _close_run(self, reason: Any) -> None:

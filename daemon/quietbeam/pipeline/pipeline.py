@@ -69,6 +69,7 @@ class Pipeline:
         )
         self._ingest.observe = lambda seconds: self.observe("ingest", seconds)
         self._denoise.observe = lambda seconds: self.observe("denoise", seconds)
+        self._denoise.observe_latency = lambda seconds: self.observe("end_to_end", seconds)
         self._builder = ThreadPoolExecutor(1, "engines")
         self._rates = _Rates(ledger)
         self._log = structlog.get_logger()
@@ -110,6 +111,8 @@ class Pipeline:
             "source": self._ingest.state,
             "run": None if run is None else run.run,
             "run_frames": self._ingest.run_frames,
+            "received_bytes": self._ingest.received_bytes,
+            "last_frame_age_s": self._last_frame_age_s(),
             "shape": None if run is None else list(run.shape),
             **self._rates.now(),
             "latency_p50_s": _number(np.percentile(latencies, 50)),
@@ -125,6 +128,10 @@ class Pipeline:
                 "denoise": (time.monotonic_ns() - self._denoise.heartbeat_ns) / 1e9,
             },
         }
+
+    def _last_frame_age_s(self) -> float | None:
+        last_ns = self._ingest.last_frame_ns
+        return (time.monotonic_ns() - last_ns) / 1e9 if last_ns else None
 
     def _denoise_body(self) -> None:
         try:

@@ -83,6 +83,6 @@ def _model(status: Mapping[str, Any]) -> Check:
 
 
 def _output(name: str, output: Mapping[str, Any]) -> Check:
-    state = str(output.get("state", "unknown"))
+    state = str(output["status"].get("state", "unknown"))
     ok = bool(output.get("up")) and state not in {"failed", "disk_full"}
     return Check(f"output:{name}", ok, state if output.get("up") else "not running")

@@ -89,7 +89,7 @@ class Endpoints:
 
     async def _ledger(self, request: Request) -> Response:
         status = self._snapshot()
-        names = ("stages", "rings", "balanced", "rejected")
+        names = ("ledger", "rings", "balanced", "rejected")
         return self._answer(request, {name: status[name] for name in names})
 
     async def _command(self, request: Request) -> Response:

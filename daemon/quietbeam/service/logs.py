@@ -90,7 +90,11 @@ class _Forward(logging.Handler):
     """Hands what libraries log by the standard way to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        event: MutableMapping[str, Any] = {"library": record.name, "detail": record.getMessage()}
+        event: MutableMapping[str, Any] = {
+            "library": record.name,
+            "detail": record.getMessage(),
+            "exc_info": record.exc_info,
+        }
         log = structlog.get_logger()
         if record.levelno >= logging.ERROR:
             log.error("library_error", **event)

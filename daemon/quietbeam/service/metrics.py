@@ -19,7 +19,7 @@ FAMILIES: tuple[Family, ...] = (
         "Frames the source gave.",
         ("source",),
         lambda s: [
-            ((str(s["source"]["kind"]),), float(at(s, ("stages", "ingest", "received")) or 0))
+            ((str(s["source"]["kind"]),), float(at(s, ("ledger", "ingest", "received")) or 0))
         ],
     ),
     counter(
@@ -39,20 +39,14 @@ FAMILIES: tuple[Family, ...] = (
         "frames_duplicate_total",
         "Frame numbers that came twice.",
         (),
-        read.one("rejected_duplicate"),
-    ),
-    counter(
-        "frames_late_total",
-        "Frames that came after a higher number.",
-        (),
-        read.one("late"),
+        read.one("rejected", "duplicate"),
     ),
     gauge("source_connected", "1 unless the source failed.", (), read.one("source", "up")),
     gauge(
-        "last_frame_timestamp_seconds",
-        "Unix time of the newest frame.",
+        "last_frame_age_seconds",
+        "Time since the newest frame.",
         (),
-        read.one("pipeline", "last_frame_unix_s"),
+        read.one("pipeline", "last_frame_age_s"),
     ),
     # the accounts
     counter(
@@ -132,7 +126,7 @@ FAMILIES: tuple[Family, ...] = (
         "psnr_trusted",
         "1 while the noise allows the estimate.",
         (),
-        read.one("pipeline", "psnr_trusted"),
+        read.one("pipeline", "trusted"),
     ),
     gauge(
         "degradation_state",
@@ -164,14 +158,21 @@ FAMILIES: tuple[Family, ...] = (
     ),
     # the trainer
     gauge("trainer_up", "1 while the trainer is ready.", (), read.one("trainer", "up")),
-    counter("trainer_steps_total", "Steps of training.", (), read.one("trainer_steps")),
-    gauge("trainer_steps_per_second", "Speed of training.", (), read.one("trainer", "steps_per_s")),
-    gauge("trainer_loss", "Newest training loss.", (), read.one("trainer", "loss")),
+    counter(
+        "trainer_steps_total", "Steps of training.", (), read.one("trainer", "progress", "steps")
+    ),
+    gauge(
+        "trainer_steps_per_second",
+        "Speed of training.",
+        (),
+        read.one("trainer", "progress", "steps_per_s"),
+    ),
+    gauge("trainer_loss", "Newest training loss.", (), read.one("trainer", "progress", "loss")),
     gauge(
         "trainer_validation_loss",
         "Newest loss on guard data.",
         (),
-        read.one("trainer", "validation_loss"),
+        read.one("trainer", "progress", "validation_loss"),
     ),
     counter(
         "trainer_restarts_total", "Restarts of the trainer.", ("reason",), read.trainer_restarts
@@ -218,13 +219,13 @@ FAMILIES: tuple[Family, ...] = (
         "recorder_unflushed_frames",
         "Frames a crash would lose.",
         ("output",),
-        read.outputs("unflushed"),
+        read.outputs("status", "unflushed"),
     ),
     gauge(
         "recorder_free_bytes",
         "Free space where the output writes.",
         ("output",),
-        read.outputs("free_bytes"),
+        read.outputs("status", "free_bytes"),
     ),
     counter(
         "recorder_frames_dropped_total",
@@ -236,15 +237,13 @@ FAMILIES: tuple[Family, ...] = (
         "published_frames_total",
         "Clean frames handed to an output.",
         ("output",),
-        read.each("published"),
+        read.published,
     ),
     counter(
         "output_dropped_total",
         "Clean frames an output did not take.",
         ("output", "reason"),
-        lambda s: [
-            ((o, r), float(n)) for o, d in s["output_dropped"].items() for r, n in d.items()
-        ],
+        read.not_published,
     ),
     # the service
     gauge("child_up", "1 while a child process is ready.", ("child",), read.children("up")),

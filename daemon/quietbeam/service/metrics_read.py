@@ -9,12 +9,13 @@ from typing import Any, Literal
 from quietbeam.service.access import ENDPOINTS, REASONS
 from quietbeam.service.supervise import RESTART_REASONS
 
-STAGES = ("ingest", "denoise")
+STAGES = ("ingest", "denoise", "publish")
 DROP_REASONS: Mapping[str, tuple[str, ...]] = {
     "ingest": ("oversized",),
     "denoise": ("overload", "ring_overrun", "no_run", "shape"),
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
+LIGHT_DROP_REASONS = ("full", "failed")
 OUTPUT_DROP_REASONS = ("overrun", "disk_full")
 
 Status = Mapping[str, Any]
@@ -67,7 +68,7 @@ def stages(field: str) -> Reader:
     """Read one number of every stage's account."""
 
     def read(status: Status) -> Iterator[Sample]:
-        stages = status["stages"]
+        stages = status["ledger"]
         for name in dict.fromkeys((*STAGES, *stages)):
             yield (name,), float(at(stages, (name, field)) or 0)
 
@@ -76,7 +77,7 @@ def stages(field: str) -> Reader:
 
 def stage_drops(status: Status) -> Iterator[Sample]:
     """Read the frames given up, by stage and reason."""
-    stages = status["stages"]
+    stages = status["ledger"]
     for name in dict.fromkeys((*STAGES, *stages)):
         known = dict.fromkeys(DROP_REASONS.get(name, ()), 0)
         dropped = {**known, **(at(stages, (name, "dropped")) or {})}
@@ -120,7 +121,7 @@ def output_states(status: Status) -> Iterator[Sample]:
     """Give 1 for the state every output process is in."""
     for name, output in status["outputs"].items():
         for state in RECORDER_STATES:
-            yield (name, state), float(output.get("state") == state)
+            yield (name, state), float(output["status"].get("state") == state)
 
 
 def output_drops(status: Status) -> Iterator[Sample]:
@@ -129,6 +130,24 @@ def output_drops(status: Status) -> Iterator[Sample]:
         dropped = {**dict.fromkeys(OUTPUT_DROP_REASONS, 0), **output["dropped_total"]}
         for reason, frames in dropped.items():
             yield (name, reason), float(frames)
+
+
+def published(status: Status) -> Iterator[Sample]:
+    """Read the clean frames that light outputs took."""
+    for name in _light(status):
+        yield (name,), float(at(status, ("ledger", name, "sent")) or 0)
+
+
+def not_published(status: Status) -> Iterator[Sample]:
+    """Read the clean frames that light outputs did not take, by reason."""
+    for name in _light(status):
+        dropped = at(status, ("ledger", name, "dropped")) or {}
+        for reason, frames in {**dict.fromkeys(LIGHT_DROP_REASONS, 0), **dropped}.items():
+            yield (name, reason), float(frames)
+
+
+def _light(status: Status) -> list[str]:
+    return [name for name in status["sinks"] if name not in status["outputs"]]
 
 
 def one_hot(known: tuple[str, ...], *path: str) -> Reader:

@@ -111,7 +111,7 @@ class OutputProcess:
     def account(self) -> dict[str, Any]:
         """Describe the output for the status page."""
         return {
-            **self.status,
+            "status": self.status,
             "kind": self.kind,
             "up": self.child.up,
             "totals": self.totals.all(),

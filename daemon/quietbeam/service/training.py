@@ -80,7 +80,7 @@ class Trainer:
     def account(self) -> dict[str, Any]:
         """Describe the trainer for the status page."""
         return {
-            **self.progress,
+            "progress": self.progress,
             "up": self.child.up,
             "state": self.child.state,
             "frozen_by": self.frozen_by,
