@@ -12,6 +12,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
+import json
 import logging
 import os
 import sys
@@ -33,13 +34,22 @@ from quietbeam.model.torch_engine import as_module
 
 log = structlog.get_logger()
 
-EXPORTER = 1
-"""Raised when this file changes what it writes."""
-
 OPSET = 20
 FRAME = "frame"
 STATE = "state_"
-"""Inputs ``state_0``, ``state_1``, ...; the outputs are mean, variance, next_0, ..."""
+"""Inputs ``state_0``, ``state_1``, ..."""
+
+NEXT = "next_state_"
+RESULTS = ("result_mean", "result_variance")
+"""Outputs; torch does not see to it that no inner value has the same name, hence the prefixes."""
+
+HANDED_ON = "handed_on"
+"""Metadata key: JSON, by the number of a state, the input that becomes that state unchanged.
+
+Such a state has no output in the graph: an engine passes the tensor itself
+on, without a copy (and OpenVINO would let an output that is an input share
+its memory with the wrong tensor).
+"""
 
 _EXAMPLE = (48, 80)  # h, w: different, and multiples of what networks like to halve
 _OTHER = (64, 112)
@@ -87,8 +97,8 @@ def export_any(denoiser: StreamingDenoiser, directory: Path, shape: tuple[int, i
 def fingerprint(denoiser: StreamingDenoiser) -> str:
     """Hash of all that the graph of ``denoiser`` depends on, 16 hex digits."""
     module = as_module(denoiser)
-    digest = hashlib.sha256(f"{EXPORTER} {OPSET} {torch.__version__} {_onnxscript()}".encode())
-    digest.update(repr(module).encode())
+    digest = hashlib.sha256(f"{torch.__version__} {_onnxscript()} {module!r}".encode())
+    digest.update(Path(__file__).read_bytes())
     for name, part in module.named_modules():
         settings = {k: v for k, v in sorted(vars(part).items()) if _is_setting(k, v)}
         digest.update(f"{name} {type(part).__qualname__} {settings}".encode())
@@ -150,7 +160,8 @@ class _Flat(nn.Module):
 
     def forward(self, frame: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         mean, variance, after = self.denoiser(frame, state)
-        return (mean, variance, *after)
+        # A result that is an argument, handed through, would take over its name.
+        return (mean, variance, *(tensor.clone() for tensor in after))
 
 
 def _weights_free(denoiser: StreamingDenoiser, shape: tuple[int, int] | None) -> onnx.ModelProto:
@@ -162,6 +173,7 @@ def _weights_free(denoiser: StreamingDenoiser, shape: tuple[int, int] | None) ->
         proto = _exported(module, shape, optimize=optimize)
         lost = names - {tensor.name for tensor in proto.graph.initializer}
         if not lost:
+            _hand_on(proto)
             return _lifted(proto, names)
     raise EngineError(
         f"{type(denoiser).__name__}: the weights {sorted(lost)[:3]} lost their names on export; "
@@ -183,7 +195,7 @@ def _exported(
     denoiser: Any = module
     state = denoiser.initial_state(1, h, w)
     names_in = [FRAME, *(f"{STATE}{i}" for i in range(len(state)))]
-    names_out = ["mean", "variance", *(f"next_{i}" for i in range(len(state)))]
+    names_out = [*RESULTS, *(f"{NEXT}{i}" for i in range(len(state)))]
     dims = None if shape else _open_dims(state, denoiser.initial_state(1, *_OTHER))
     try:
         with _quietly(), torch.no_grad():
@@ -203,7 +215,7 @@ def _exported(
         raise EngineError(f"{type(module).__name__} cannot be exported: {reason}") from error
     if program is None:
         raise EngineError(f"{type(module).__name__} cannot be exported: torch gave nothing")
-    proto = program.model_proto
+    proto = _unprefixed(program.model_proto)
     if shape is None:
         _refuse_fixed(proto, type(module).__name__)
     return proto
@@ -243,6 +255,45 @@ def _refuse_fixed(proto: onnx.ModelProto, name: str) -> None:
         )
 
 
+def _unprefixed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Take back the prefix that ``_Flat`` gave to the names of weights."""
+    prefix = "denoiser."
+    for tensor in proto.graph.initializer:
+        tensor.name = tensor.name.removeprefix(prefix)
+    for node in proto.graph.node:
+        names = [name.removeprefix(prefix) for name in node.input]
+        del node.input[:]
+        node.input.extend(names)
+    return proto
+
+
+def _hand_on(proto: onnx.ModelProto) -> None:
+    """Take the outputs that are inputs, unchanged, out of the graph and note them down."""
+    graph = proto.graph
+    inputs = {value.name for value in graph.input}
+    copies = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    handed_on: dict[str, str] = {}
+    for value in list(graph.output):
+        origin = value.name
+        while origin in copies:
+            origin = copies[origin]
+        if value.name.startswith(NEXT) and origin in inputs:
+            handed_on[value.name.removeprefix(NEXT)] = origin
+            graph.output.remove(value)
+    unused = [node for node in graph.node if node.output[0].removeprefix(NEXT) in handed_on]
+    for node in unused:
+        if node.op_type == "Identity" and node.output[0].startswith(NEXT):
+            graph.node.remove(node)
+    onnx.helper.set_model_props(proto, {HANDED_ON: json.dumps(handed_on)})
+
+
+def handed_on(path: Path) -> dict[int, str]:
+    """Read which inputs of an exported graph become which state (see ``HANDED_ON``)."""
+    proto = onnx.load(path, load_external_data=False)
+    notes = {entry.key: entry.value for entry in proto.metadata_props}
+    return {int(number): name for number, name in json.loads(notes[HANDED_ON]).items()}
+
+
 def _lifted(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     """Turn the initialisers called ``names`` into inputs; drop what is only for debugging."""
     graph = proto.graph
@@ -261,11 +312,11 @@ def _lifted(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
         value.ClearField("metadata_props")
     del graph.value_info[:]
     graph.ClearField("metadata_props")
-    proto.ClearField("metadata_props")
     del proto.functions[:]
     inputs = {value.name for value in graph.input if not value.name.startswith((FRAME, STATE))}
     if inputs != names:
         raise EngineError(f"exported inputs {sorted(inputs ^ names)[:3]} are no weights")
+    onnx.checker.check_model(proto)
     return proto
 
 

@@ -66,8 +66,8 @@ class OpenVinoEngine:
     """Runs one denoiser at one image shape.
 
     One compiled model, two arenas of weights with one infer request each.
-    The state lives in two sets of tensors that take turns as input and output
-    and is never copied.
+    The state is never copied: what the graph writes is what it reads next,
+    and what a denoiser only keeps is passed on as it is.
     """
 
     def __init__(
@@ -99,33 +99,34 @@ class OpenVinoEngine:
         self.precision = precision
         self._shape = shape
         path = onnx or export.export_any(denoiser, cache, shape)
-        state_shapes = [tuple(tensor.shape) for tensor in denoiser.initial_state(1, *shape)]
-        self._first = [tensor.numpy().copy() for tensor in denoiser.initial_state(1, *shape)]
-        weights = weights_of(denoiser)
+        first = denoiser.initial_state(1, *shape)
+        self._first = [tensor.numpy().copy() for tensor in first]
+        shapes = {f"{export.STATE}{i}": tensor.shape for i, tensor in enumerate(self._first)}
         try:
-            compiled = _compile(path, shape, state_shapes, precision, threads)
+            self._handed_on = export.handed_on(path)
+            compiled = _compile(path, {export.FRAME: (1, 1, *shape), **shapes}, precision, threads)
+            weights = weights_of(denoiser)
             self._live, self._idle = _Arena(compiled, weights), _Arena(compiled, weights)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise EngineError(
-                f"OpenVINO cannot compile {path.name} at {shape}: {reason}"
-            ) from error
+            raise EngineError(f"OpenVINO cannot compile {path} at {shape}: {reason}") from error
         self._swap = threading.Lock()
-        self._frame = ov.Tensor(ov.Type.f32, ov.Shape([1, 1, *shape]))
-        self._results = [ov.Tensor(ov.Type.f32, ov.Shape([1, 1, *shape])) for _ in range(2)]
-        self._now, self._next = (
-            [ov.Tensor(ov.Type.f32, ov.Shape(list(dims))) for dims in state_shapes]
-            for _ in range(2)
-        )
+        self._spare: dict[tuple[int, ...], list[ov.Tensor]] = {}
+        self._results = [self._take((1, 1, *shape)) for _ in range(2)]
         for arena in (self._live, self._idle):
-            arena.request.set_tensor(export.FRAME, self._frame)
-            arena.request.set_tensor("mean", self._results[0])
-            arena.request.set_tensor("variance", self._results[1])
+            for name, tensor in zip(export.RESULTS, self._results, strict=True):
+                arena.request.set_tensor(name, tensor)
+        self._frame = self._take((1, 1, *shape))
+        self._state: list[ov.Tensor] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget all frames."""
-        for tensor, first in zip(self._now, self._first, strict=True):
+        held, self._state = self._state, []
+        for tensor in held:
+            self._release(tensor)
+        self._state = [self._take(first.shape) for first in self._first]
+        for tensor, first in zip(self._state, self._first, strict=True):
             np.copyto(tensor.data, first)
 
     def __call__(
@@ -135,13 +136,37 @@ class OpenVinoEngine:
         if frame.shape != self._shape:
             raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
         np.copyto(self._frame.data[0, 0], frame)
+        before = {f"{export.STATE}{i}": tensor for i, tensor in enumerate(self._state)}
+        before[export.FRAME] = self._frame
+        after = [
+            before[self._handed_on[i]] if i in self._handed_on else self._take(first.shape)
+            for i, first in enumerate(self._first)
+        ]
         request = self._live.request
-        for i, (now, after) in enumerate(zip(self._now, self._next, strict=True)):
-            request.set_tensor(f"{export.STATE}{i}", now)
-            request.set_tensor(f"next_{i}", after)
+        for name, tensor in before.items():
+            request.set_tensor(name, tensor)
+        for i, tensor in enumerate(after):
+            if i not in self._handed_on:
+                request.set_tensor(f"{export.NEXT}{i}", tensor)
         request.infer()
-        self._now, self._next = self._next, self._now
+        self._state = after
+        for tensor in before.values():
+            self._release(tensor)
+        self._frame = self._take((1, 1, *self._shape))
         return self._results[0].data[0, 0].copy(), self._results[1].data[0, 0].copy()
+
+    def _take(self, shape: tuple[int, ...]) -> ov.Tensor:
+        """Give a tensor nobody uses."""
+        spare = self._spare.setdefault(tuple(shape), [])
+        return spare.pop() if spare else ov.Tensor(ov.Type.f32, ov.Shape(list(shape)))
+
+    def _release(self, tensor: ov.Tensor) -> None:
+        """Take a tensor back, unless the state holds it."""
+        if any(tensor is held for held in self._state):
+            return
+        spare = self._spare[tuple(tensor.shape)]
+        if not any(tensor is free for free in spare):
+            spare.append(tensor)
 
     def stage(self, weights: Weights) -> None:
         """Copy ``weights`` beside the live ones; raises EngineError where they do not fit."""
@@ -157,18 +182,11 @@ class OpenVinoEngine:
 
 
 def _compile(
-    path: Path,
-    shape: tuple[int, int],
-    state_shapes: list[tuple[int, ...]],
-    precision: Precision,
-    threads: int,
+    path: Path, shapes: dict[str, tuple[int, ...]], precision: Precision, threads: int
 ) -> ov.CompiledModel:
     core = ov.Core()
     model = core.read_model(path)
-    static: dict[str, list[int]] = {export.FRAME: [1, 1, *shape]}
-    for i, dims in enumerate(state_shapes):
-        static[f"{export.STATE}{i}"] = list(dims)
-    model.reshape(static)
+    model.reshape({name: list(dims) for name, dims in shapes.items()})
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,

@@ -85,7 +85,6 @@ class TorchEngine:
             as_module(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
         self._arena = weights_of(denoiser)
         self._swap = threading.Lock()
-        self._frame = torch.zeros(1, 1, *shape)
         self.reset()
 
     def reset(self) -> None:
@@ -98,9 +97,10 @@ class TorchEngine:
         """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w) float32."""
         if frame.shape != self._shape:
             raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
-        np.copyto(self._frame[0, 0].numpy(), frame)
+        # A new tensor each time: the denoiser may keep it in its state.
+        pixels = torch.tensor(np.asarray(frame, np.float32))[None, None]
         with torch.inference_mode():
-            mean, variance, self._state = self._live.forward(self._frame, self._state)
+            mean, variance, self._state = self._live.forward(pixels, self._state)
         return mean[0, 0].numpy().copy(), variance[0, 0].numpy().copy()
 
     def stage(self, weights: Weights) -> None:

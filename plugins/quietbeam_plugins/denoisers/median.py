@@ -37,24 +37,24 @@ class MedianFilter(Untrained):
         self.window = frames + 1
 
     def initial_state(self, n: int, h: int, w: int) -> tuple[Tensor, ...]:
-        """Give the last frames (n, k, h, w), oldest first, and their number (n, 1, 1, 1)."""
-        return torch.full((n, self.frames, h, w), _ABSENT), torch.zeros(n, 1, 1, 1)
+        """Give the last k frames, oldest first, and how many there were (n, 1, 1, 1)."""
+        past = (torch.full((n, 1, h, w), _ABSENT) for _ in range(self.frames))
+        return *past, torch.zeros(n, 1, 1, 1)
 
     def forward(
         self, frame: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Predict frame i (n, 1, h, w) as the median of those before it."""
-        past, seen = state
-        planes = [past[:, i : i + 1] for i in range(self.frames)]
-        middle = _middle(planes, seen)
+        *past, seen = state
+        middle = _middle(past, seen)
         # |absent - middle| is again larger than any real deviation.
-        spread = 1.4826 * _middle([(plane - middle).abs() for plane in planes], seen)
+        spread = 1.4826 * _middle([(plane - middle).abs() for plane in past], seen)
         count = seen.clamp(min=1)
         # Seven values say little about a spread; a neighbourhood of them says enough.
         noise = box_mean(spread.clamp(max=1e4) ** 2, 2).clamp(min=1)
         variance = noise * (math.pi / 2) / count
         empty = seen < 0.5
-        following = torch.cat((past[:, 1:], frame), 1), (seen + 1).clamp(max=self.frames)
+        following = (*past[1:], frame, (seen + 1).clamp(max=self.frames))
         return (
             torch.where(empty, 0.0, middle),
             torch.where(empty, _UNKNOWN, variance),
