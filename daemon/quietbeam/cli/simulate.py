@@ -1,0 +1,128 @@
+"""``quietbeam simulate``: be a detector."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from quietbeam.cli import Subparsers
+from quietbeam.cli._output import add_command, add_json, print_json
+from quietbeam.cli._progress import progress
+from quietbeam.cli._stop import stop_signals
+from quietbeam.core.errors import DataError
+
+_FORMATS = ("dectris-v1", "dectris-v1-flat", "dectris-v2", "array-1.0", "adzmq")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the parser of ``quietbeam simulate``."""
+    parser = add_command(
+        subparsers,
+        "simulate",
+        "Send a file (HDF5, NeXus, TIFF, .npy) or a simulated operando cell over ZMQ, frame by "
+        "frame and on time, as a detector does it. Ctrl-C ends the series properly.",
+        "quietbeam simulate phantom --format dectris-v2 --rate 20 --bind tcp://127.0.0.1:31001",
+    )
+    parser.add_argument("images", metavar="FILE|phantom", help="file, file.h5:/dataset, or phantom")
+    parser.add_argument("--format", choices=_FORMATS, default="dectris-v2", help="(%(default)s)")
+    parser.add_argument("--rate", type=_positive, default=10.0, metavar="HZ", help="(%(default)s)")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--bind", metavar="ADDRESS", help="listen here; port 0 takes a free one")
+    where.add_argument("--connect", metavar="ADDRESS", help="connect to a reader that listens")
+    parser.add_argument("--frames", type=int, metavar="N", help="how many (all; phantom: 2400)")
+    parser.add_argument("--compression", choices=("none", "lz4", "bslz4"), default="none")
+    parser.add_argument("--socket", choices=("push", "pub"), default="push", help="(%(default)s)")
+    parser.add_argument("--wait", action="store_true", help="do not start before somebody reads")
+    parser.add_argument("--seed", type=int, default=0, help="of the phantom (%(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="of the phantom, in pixels")
+    add_json(parser)
+    parser.set_defaults(execute=_execute)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a rate; expected a number above 0")
+    return value
+
+
+def _execute(arguments: argparse.Namespace) -> int:
+    from quietbeam.offline.sender import open_sender
+    from quietbeam.testing.simulators import encoder, simulate
+
+    if arguments.frames is not None and arguments.frames < 1:
+        raise DataError(f"--frames {arguments.frames}: expected at least 1")
+    with (
+        _images(arguments) as (images, frames),
+        open_sender(
+            arguments.bind or arguments.connect,
+            kind=arguments.socket,
+            bind=arguments.bind is not None,
+        ) as sender,
+        stop_signals() as stopped,
+        progress("frames", frames, quiet=arguments.json) as show,
+    ):
+        images[0]  # a phantom works itself out now, not while it is sending
+        print(f"sending on {sender.address}", file=sys.stderr, flush=True)
+        while arguments.wait and not sender.wait_for_reader(0.2) and not stopped():
+            continue
+        report = simulate(
+            images,
+            encoder(arguments.format, arguments.compression),
+            sender,
+            rate_hz=arguments.rate,
+            frames=frames,
+            stop=_watched(stopped, lambda: show(sender.sent)),
+        )
+        result = {**report.as_dict(), "address": sender.address, "format": arguments.format}
+    if arguments.json:
+        print_json(result)
+    else:
+        print(
+            f"{report.sent} frames sent in {report.seconds:.1f} s, {report.late} late, "
+            f"{report.unsent} given up because nobody read them"
+        )
+    return 0 if report.sent else 1
+
+
+@contextmanager
+def _images(arguments: argparse.Namespace) -> Iterator[tuple[Any, int]]:
+    """Give the images and how many to send."""
+    if arguments.images == "phantom":
+        from quietbeam.testing.phantoms import Phantom
+
+        frames = arguments.frames or 2400
+        shape = (arguments.size, arguments.size)
+        yield (
+            _PhantomImages(Phantom(shape, frames, arguments.seed, frame_time_s=1 / arguments.rate)),
+            frames,
+        )
+        return
+    from quietbeam.offline.series import open_series
+
+    with open_series(arguments.images) as series:
+        yield series, arguments.frames or len(series)
+
+
+class _PhantomImages:
+    """Frames of a phantom, by their number."""
+
+    def __init__(self, phantom: Any) -> None:
+        self._phantom = phantom
+
+    def __len__(self) -> int:
+        return len(self._phantom)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._phantom.frame(index)
+
+
+def _watched(stopped: Callable[[], bool], show: Callable[[], None]) -> Callable[[], bool]:
+    def stop() -> bool:
+        show()
+        return stopped()
+
+    return stop
