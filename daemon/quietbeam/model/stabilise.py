@@ -19,6 +19,7 @@ Float = NDArray[np.float32]
 
 _SAMPLE_PIXELS = 65_536  # enough for 0.1 % on the gain; bounds memory for large detectors
 _BINS = 24
+_TABLE_SIZE = 4096  # points of the inverse, evenly spaced in stabilised units
 _TABLE_ELECTRONS = 150.0  # above this the asymptotic inverse is exact to 1e-5
 
 
@@ -144,41 +145,60 @@ class Stabiliser:
         self.noise = noise
         self._gain = noise.gain
         if noise.gain <= 0:
-            self._sigma = float(np.sqrt(max(noise.offset_variance, 1e-30)))
+            self._sigma = np.float32(np.sqrt(max(noise.offset_variance, 1e-30)))
             return
         # A negative offset variance is a pedestal: var = gain * (mean - pedestal).
-        self._pedestal = max(0.0, -noise.offset_variance / noise.gain)
+        self._pedestal = np.float32(max(0.0, -noise.offset_variance / noise.gain))
         self._read = max(0.0, noise.offset_variance) / noise.gain**2  # electrons squared
-        self._z, self._electrons = _mean_table(self._read)
-        self._slopes = np.gradient(self._electrons, self._z)
+        z, electrons = _mean_table(self._read)
+        grid = np.linspace(z[0], z[-1], _TABLE_SIZE)
+        counts = np.interp(grid, z, electrons) * noise.gain + self._pedestal
+        self._counts = _Table(grid, counts)
+        self._slopes = _Table(grid, np.gradient(counts, grid))
 
     def forward(self, x: Float) -> Float:
         """Counts to stabilised units: noise of unit variance."""
         if self._gain <= 0:
             return np.asarray(x / self._sigma, np.float32)
-        electrons = (x - self._pedestal) / self._gain
-        return np.asarray(2 * np.sqrt(np.maximum(electrons + 0.375 + self._read, 0)), np.float32)
+        electrons = (x - self._pedestal) / np.float32(self._gain)
+        shifted = electrons + np.float32(0.375 + self._read)
+        return np.asarray(2 * np.sqrt(np.maximum(shifted, 0)), np.float32)
 
     def inverse(self, z: Float) -> Float:
         """Mean in stabilised units to mean counts, without bias."""
         if self._gain <= 0:
             return np.asarray(z * self._sigma, np.float32)
-        electrons = np.interp(z, self._z, self._electrons)
-        low, high = z < self._z[0], z > self._z[-1]
+        counts = self._counts(z)  # below zero signal straight on: sums of background stay unbiased
+        high = z > self._counts.last
         if high.any():
-            electrons[high] = _asymptotic(z[high].astype(np.float64), self._read)
-        if low.any():  # straight on below zero signal, so that sums of background stay unbiased
-            electrons[low] = self._slopes[0] * (z[low] - self._z[0])
-        return np.asarray(electrons * self._gain + self._pedestal, np.float32)
+            electrons = _asymptotic(z[high].astype(np.float64), self._read)
+            counts[high] = electrons * self._gain + self._pedestal
+        return counts
 
     def slope(self, z: Float) -> Float:
         """Derivative of counts by stabilised unit at ``z``: carries a s.d. back to counts."""
         if self._gain <= 0:
             return np.full_like(z, self._sigma)
-        slope = np.interp(z, self._z, self._slopes)
-        high = z > self._z[-1]
-        slope[high] = z[high] / 2
-        return np.asarray(slope * self._gain, np.float32)
+        slope = self._slopes(np.clip(z, self._slopes.first, self._slopes.last))
+        high = z > self._slopes.last
+        if high.any():
+            slope[high] = z[high] / 2 * self._gain
+        return slope
+
+
+class _Table:
+    """A function on an even grid, linear between its points and beyond its ends."""
+
+    def __init__(self, grid: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+        self.first, self.last = float(grid[0]), float(grid[-1])
+        self._per_unit = np.float32((len(grid) - 1) / (grid[-1] - grid[0]))
+        self._values = values.astype(np.float32)
+        self._steps = np.append(np.diff(values), values[-1] - values[-2]).astype(np.float32)
+
+    def __call__(self, x: Float) -> Float:
+        place = (x - np.float32(self.first)) * self._per_unit
+        index = np.clip(place, 0, len(self._values) - 1).astype(np.int32)
+        return np.asarray(self._values[index] + (place - index) * self._steps[index], np.float32)
 
 
 def _mean_table(read: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
