@@ -95,12 +95,16 @@ def result(record: Record) -> Result:
 class RunReader:
     """Reads a ring as runs: whatever was lost, the grammar of events holds.
 
-    A run whose start was overwritten gets it from the pinned copy; a run whose
-    end was overwritten ends as ``lost`` when the next one starts.
+    A run whose start was overwritten gets it from the pinned copies; a run
+    whose end was overwritten ends as ``lost`` when the next one starts.
+
+    Attributes:
+        orphans: Frames read whose run's start is known no more; not given out.
     """
 
     def __init__(self, ring: RingReader) -> None:
         self.ring = ring
+        self.orphans = 0
         self._run: str | None = None
 
     def poll(self, timeout_s: float = 0.1) -> Iterator[RunStart | RunEnd | Record]:
@@ -117,18 +121,31 @@ class RunReader:
             self._run = run
             yield run_start(record)
         elif record.kind == Kind.END:
-            if run == self._run:
-                self._run = None
-                yield RunEnd(run=run, reason=record.meta["reason"])
-        else:
-            if run != self._run:
-                yield from self._end_unfinished()
-                pinned = self.ring.pinned()
-                if pinned is None or pinned.meta["run"] != run:
-                    return  # the newest run is another one: its own frames will follow
-                self._run = run
-                yield run_start(pinned)
+            yield from self._end(run, record.meta["reason"])
+        elif run == self._run:
             yield record
+        else:
+            yield from self._end_unfinished()
+            started = list(self._start_again(run))
+            self.orphans += not started
+            yield from [*started, record] if started else []
+
+    def _end(self, run: str, reason: Any) -> Iterator[RunStart | RunEnd]:
+        if run != self._run:
+            yield from self._end_unfinished()
+            # a reader that resumes just before the end must still learn of it
+            started = list(self._start_again(run)) if self.ring.resumed else []
+            if not started:
+                return
+            yield from started
+        self._run = None
+        yield RunEnd(run=run, reason=reason)
+
+    def _start_again(self, run: str) -> Iterator[RunStart]:
+        pinned = self.ring.pinned(run)
+        if pinned is not None:
+            self._run = run
+            yield run_start(pinned)
 
     def _end_unfinished(self) -> Iterator[RunEnd]:
         if self._run is not None:
