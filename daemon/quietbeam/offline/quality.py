@@ -216,5 +216,5 @@ def whiteness(residual: Video) -> Whiteness:
         x=lag(r[:, :, 1:], r[:, :, :-1]),
         y=lag(r[:, 1:], r[:, :-1]),
         t=lag(r[1:], r[:-1]),
-        standard_error=1 / np.sqrt(count) if count else float("nan"),
+        standard_error=float(1 / np.sqrt(count)) if count else float("nan"),
     )

@@ -1,0 +1,169 @@
+"""Compares denoisers on guard patches of one recording, without the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.model.fuse import fuse
+from quietbeam.model.stabilise import Stabiliser
+from quietbeam.offline.patches import Place, TrainingSet
+from quietbeam.offline.quality import noise_variance
+
+Float = NDArray[np.float32]
+
+_CLASSICAL_MEMORY = 40
+"""Frames a denoiser without weights gets to settle on before the one it is judged by."""
+_EDGE_PX = 8
+"""A patch has no neighbours: its rim is not judged."""
+_OUTLIER = 3.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """How one denoiser did on the guard patches; one number each, in the same order.
+
+    Attributes:
+        risk: Mean squared error of what would be written, stabilised units
+            (noise is 1), estimated; with impulses the mean absolute blind
+            residual, cut at 3, in its place.
+        blind_mse: Of the blind estimate about the truth, stabilised units.
+        mse: As ``risk``, in counts squared; meaningless with impulses.
+        noise: Variance of the measured data, counts squared.
+        low: Half a percent of the cleaned pixels are below this, counts.
+        high: Half a percent are above this, counts.
+    """
+
+    risk: NDArray[np.float64]
+    blind_mse: NDArray[np.float64]
+    mse: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @property
+    def peak(self) -> float:
+        """Span of the cleaned patches, counts: what a PSNR refers to; NaN if there are none."""
+        if not np.isfinite(self.low).any():
+            return float("nan")
+        return float(np.nanmax(self.high) - np.nanmin(self.low))
+
+    def gain_over(self, other: Verdict) -> tuple[float, float]:
+        """(mean, standard error) of how much smaller the risk is than that of ``other``, paired."""
+        difference = other.risk - self.risk
+        difference = difference[np.isfinite(difference)]
+        if difference.size < 2:
+            return float(difference.mean()) if difference.size else float("nan"), float("nan")
+        return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(difference.size))
+
+
+class Judge:
+    """Guard patches, the same for every denoiser.
+
+    Args:
+        data: Where they come from.
+        stabiliser: Its noise model tells whether squares can be trusted.
+        count: How many.
+        side: Of a patch in pixels.
+        seed: Of their places.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        stabiliser: Stabiliser,
+        *,
+        count: int = 16,
+        side: int = 96,
+        seed: int = 0,
+    ) -> None:
+        self._data, self._stabiliser, self._side = data, stabiliser, side
+        rng = np.random.default_rng([seed, 8])
+        self.places = data.places(count, side, rng, guards=True)
+
+    def __call__(self, denoiser: StreamingDenoiser) -> Verdict:
+        """Judge ``denoiser``, a torch module with its weights; on the CPU."""
+        rows = [self._one(denoiser, place) for place in self.places]
+        table = np.array(rows, np.float64).reshape(-1, 6)
+        return Verdict(*table.T)
+
+    def _one(self, denoiser: StreamingDenoiser, place: Place) -> tuple[float, ...]:
+        past = max(0, denoiser.window - 1 - denoiser.lag)
+        if not denoiser.trainable:
+            past = max(past, _CLASSICAL_MEMORY)
+        clip, valid = self._data.clips([place], self._side, past, denoiser.lag)
+        mean, variance = _blind(denoiser, clip[0], past)
+        y, ok = clip[0, past], valid[0, past]
+        z, _, weight = fuse(mean, variance, y, ok)
+        judged = self._data.learnable(place, self._side, 0, 0, guards=True)
+        use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & _inner(y.shape)
+        if not use.any():
+            return (np.nan,) * 6
+        counts, clean = measured_counts(y, self._stabiliser), self._stabiliser.inverse(z)
+        noise = self._noise(place, use, clean)
+        local = self._stabiliser.noise.variance(clean)
+        local *= noise / max(float(local[use].mean()), 1e-30)
+        shared = 2 * float((weight * local)[use].mean(dtype=np.float64))
+        blind = (y - mean)[use].astype(np.float64)
+        squares = float(((y - z)[use].astype(np.float64) ** 2).mean())
+        risk = squares - 1 + 2 * float(weight[use].mean())
+        if self._stabiliser.noise.impulsive:
+            risk = float(np.minimum(np.abs(blind), _OUTLIER).mean())
+        in_counts = float(((counts - clean)[use].astype(np.float64) ** 2).mean())
+        return (
+            risk,
+            float((blind**2).mean()) - 1,
+            in_counts - noise + shared,
+            noise,
+            *map(float, np.percentile(clean[use], (0.5, 99.5))),
+        )
+
+    def _noise(self, place: Place, use: NDArray[np.bool_], clean: Float) -> float:
+        """Noise variance, counts squared: of these pixels if there are frames around, else fitted.
+
+        An error of a percent here is one of decibels in a good estimate.
+        """
+        around, valid = self._data.clips([place], self._side, 2, 2)
+        counts = measured_counts(around[0], self._stabiliser)
+        pixels = use & valid[0].all(0)
+        if self._data.images or not pixels.any():
+            return float(self._stabiliser.noise.variance(clean)[use].mean())
+        return noise_variance(counts[:, None, pixels])
+
+
+def measured_counts(z: Float, stabiliser: Stabiliser) -> Float:
+    """Undo ``Stabiliser.forward`` exactly: for measured pixels, not for means.
+
+    Counts that were cut at the lower end of the transform stay cut.
+    """
+    noise = stabiliser.noise
+    if noise.gain <= 0:
+        return stabiliser.inverse(z)
+    pedestal = max(0.0, -noise.offset_variance / noise.gain)
+    read = max(0.0, noise.offset_variance) / noise.gain**2
+    return np.asarray(noise.gain * (z**2 / 4 - 0.375 - read) + pedestal, np.float32)
+
+
+def _inner(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    inner = np.zeros(shape, np.bool_)
+    edge = _EDGE_PX if min(shape) >= 4 * _EDGE_PX else 0
+    inner[edge : shape[0] - edge, edge : shape[1] - edge] = True
+    return inner
+
+
+def _blind(denoiser: StreamingDenoiser, clip: Float, target: int) -> tuple[Float, Float]:
+    """(mean, variance) of frame ``target`` of (t, h, w), made without it; ``lag`` frames follow."""
+    frames = torch.from_numpy(clip)
+    with torch.inference_mode():
+        if not denoiser.blind:
+            mean = denoiser.blind_estimate(frames)[target]
+            return mean.numpy(), np.zeros(clip.shape[1:], np.float32)
+        state = denoiser.initial_state(1, *clip.shape[1:])
+        mean = variance = frames[0]
+        for frame in frames:
+            mean, variance, state = denoiser.forward(frame[None, None], state)
+    return mean.reshape(clip.shape[1:]).numpy(), variance.reshape(clip.shape[1:]).numpy()

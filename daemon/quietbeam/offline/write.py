@@ -1,0 +1,279 @@
+"""From a file to a file: the same layout as a live recording, whatever the size."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from quietbeam.core.errors import SinkError
+from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.plugin import CorrectionPlugin, SinkPlugin
+from quietbeam.core.recording import Recorder
+from quietbeam.core.result import Result
+from quietbeam.model import checkpoint
+from quietbeam.model.torch_engine import weights_of
+from quietbeam.offline.choose import Choice, Progress, choose
+from quietbeam.offline.denoise import FALLBACK, CleanFrame, Report, cleaned, make_report
+from quietbeam.offline.figures import Sample, estimated
+from quietbeam.offline.recording import Recording
+from quietbeam.offline.repair import part_of
+from quietbeam.offline.series import open_series, split_spec
+from quietbeam.offline.train import Recipe
+from quietbeam.registry import find
+
+_METRICS = {
+    "quality.psnr_estimated_db": ("dB", "Estimated PSNR of the clean frames, of all together"),
+    "quality.psnr_raw_db": ("dB", "Estimated PSNR of the raw frames, of all together"),
+    "quality.peak": ("count", "Signal range that the PSNR figures refer to"),
+    "quality.trusted": ("", "1 where the noise is zero-mean, so that the figures hold"),
+}
+
+
+def corrections(
+    dark: str | None = None, flat: str | None = None, mask: str | None = None
+) -> list[CorrectionPlugin]:
+    """Give the built-in correction plugins for these files, as the live daemon has them."""
+    made: list[CorrectionPlugin] = []
+    if dark is not None or flat is not None:
+        dark_flat: type[Any] = find("corrections", "dark_flat", CorrectionPlugin)
+        made.append(dark_flat(dark=dark, flat=flat))
+    if mask is not None:
+        bad_pixels: type[Any] = find("corrections", "bad_pixels", CorrectionPlugin)
+        made.append(bad_pixels(mask=mask))
+    return made
+
+
+def denoise_file(
+    source: str | Path,
+    output: Path,
+    denoiser: str = "quiet",
+    recipe: Recipe | None = None,
+    *,
+    fallback: Sequence[str] = FALLBACK,
+    applied: Sequence[CorrectionPlugin] = (),
+    images: bool = False,
+    weights: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda _what, _share: None,
+) -> Report:
+    """Clean ``source`` into ``output``, frame by frame: it may be larger than memory.
+
+    Args:
+        source: ``file`` or ``file:/dataset``: HDF5, NeXus, TIFF or .npy.
+        output: NeXus/HDF5, raw and clean and s.d. with provenance.
+        denoiser: Name of a denoiser.
+        recipe: Of the training.
+        fallback: Classical denoisers the network has to beat to be used.
+        applied: Correction plugins, in order.
+        images: The frames are unrelated images, not a video.
+        weights: The trained network is saved there, if one is used.
+        overwrite: ``output`` may exist.
+        progress: Told what is being done and the share that is done.
+
+    Raises:
+        DataError: ``source`` cannot be read as an image series.
+        SinkError: ``output`` exists or cannot be written completely.
+    """
+    recipe = recipe or Recipe()
+    target = _checked_target(source, output, overwrite=overwrite)
+    began = time.monotonic()
+    with (
+        open_series(source) as series,
+        Recording(series, applied, images=images) as recording,
+    ):
+        choice = choose(recording, denoiser, recipe, fallback, progress)
+        settings = {
+            "source": series.source,
+            "denoiser": denoiser,
+            "recipe": asdict(recipe),
+            "fallback": list(fallback),
+            "corrections": {type(one).__name__: one.model_dump(mode="json") for one in applied},
+            "images": images,
+        }
+        if weights is not None and choice.version:
+            _save_weights(weights, choice, settings)
+        sample = Sample(recording)
+        with _Writer(recording, choice, settings, target) as writer:
+            for frame in cleaned(recording, choice, progress):
+                writer.write(frame)
+                sample.add(frame.estimate, frame.clean)
+            report = make_report(
+                recording, choice, sample.figures(choice.verdict), denoiser, recipe, began
+            )
+            writer.finish(report)
+    target.replace(output)
+    return report
+
+
+def _checked_target(source: str | Path, output: Path, *, overwrite: bool) -> Path:
+    """Fail now rather than after the training; give the file to write, ``output`` if it is new."""
+    if output.exists() and not overwrite:
+        raise SinkError(f"{output}: exists already; choose another name or say --overwrite")
+    if output.exists() and output.samefile(split_spec(source)[0]):
+        raise SinkError(f"{output}: is the input itself; choose another name")
+    target = output.with_name(f"{output.stem}.new{output.suffix}") if output.exists() else output
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+        for leftover in {target, part_of(target)} - {output}:
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise SinkError(f"{output}: cannot be written: {error.strerror}") from error
+    return target
+
+
+def _save_weights(path: Path, choice: Choice, settings: Mapping[str, Any]) -> None:
+    assert choice.module is not None  # noqa: S101  # version 1 says so
+    provenance = {
+        "denoiser": choice.name,
+        "settings": json.dumps(settings, default=str),
+        "version": str(choice.version),
+        "steps": str(choice.training.steps if choice.training else 0),
+    }
+    checkpoint.save(path, weights_of(choice.module), provenance)
+
+
+class _Writer:
+    """The sink that live recordings go to, fed with one run."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        choice: Choice,
+        settings: Mapping[str, Any],
+        path: Path,
+    ) -> None:
+        self._recording, self._choice, self._path = recording, choice, path
+        known = estimated(recording.noise, choice.verdict)
+        self._figures = {
+            "quality.psnr_estimated_db": known["psnr_clean_db"],
+            "quality.psnr_raw_db": known["psnr_raw_db"],
+            "quality.peak": known["peak"],
+            "quality.trusted": float(known["trusted"]),
+        }
+        self._run = _run_start(recording, settings)
+        self._stack = ExitStack()
+        self._done = False
+
+    def __enter__(self) -> _Writer:
+        plugin: type[Any] = find("sinks", "hdf5", SinkPlugin)
+        sink = self._stack.enter_context(plugin(path=self._path).open())
+        if not isinstance(sink, Recorder):
+            raise SinkError(f"the hdf5 sink gives a {type(sink).__name__}, expected a recorder")
+        self._sink: Recorder = sink
+        try:
+            sink.start(self._run)
+            sink.note(_json(_decision(self._choice)))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        if not self._done:  # nothing half-finished is left behind
+            for path in (self._path, part_of(self._path)):
+                path.unlink(missing_ok=True)
+
+    def write(self, frame: CleanFrame) -> None:
+        raw = frame.estimate.prepared.frame
+        now = time.monotonic_ns()
+        self._sink.raw(
+            Frame(
+                run=raw.run,
+                index=raw.index,
+                time_ns=raw.time_ns,
+                received_ns=now,
+                pixels=raw.pixels,
+            )
+        )
+        self._sink.write(
+            Result(
+                run=raw.run,
+                index=raw.index,
+                time_ns=raw.time_ns,
+                received_ns=now,
+                clean=frame.clean,
+                sd=frame.sd,
+                raw=None,
+                metrics=self._figures,
+                denoiser=self._choice.name,
+                model_version=self._choice.version,
+                latency_s=0.0,
+            )
+        )
+
+    def finish(self, report: Report) -> None:
+        """Complete the file.
+
+        Raises:
+            SinkError: Frames are missing in it: the disk is full.
+        """
+        self._sink.note(_json({"type": "report", **report.as_dict()}))
+        self._sink.stop(RunEnd(run=self._run.run, reason="completed"))
+        finished = self._sink.take_finished()
+        written = sum(file.clean for file in finished)
+        if len(finished) != 1 or written != len(self._recording):
+            raise SinkError(
+                f"{self._path}: only {written} of {len(self._recording)} frames were written; "
+                "is the disk full?"
+            )
+        self._done = True
+
+
+def _run_start(recording: Recording, settings: Mapping[str, Any]) -> RunStart:
+    text = json.dumps(settings, indent=2, default=str)
+    ours = {
+        "version": version("quietbeam"),
+        "config": text,
+        "config_sha256": sha256(text.encode()).hexdigest(),
+        "name": "denoise",
+        "metrics": {
+            name: {"unit": unit, "description": description, "shape": []}
+            for name, (unit, description) in _METRICS.items()
+        },
+    }
+    return replace(recording.run, metadata={"quietbeam": ours})
+
+
+def _json(value: Any) -> str:
+    """JSON that any reader takes: numbers that are not finite are null, and short ones."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {key: plain(inner) for key, inner in item.items()}
+        if isinstance(item, float):
+            return float(f"{item:.6g}") if math.isfinite(item) else None
+        return item
+
+    return json.dumps(plain(value), default=str)
+
+
+def _decision(choice: Choice) -> dict[str, Any]:
+    """Say it as the live gate does; the recorder takes the weights' hash from it."""
+    return {
+        "type": "decision",
+        "action": "promote" if choice.version else "reject",
+        "version": choice.version,
+        "sha256": choice.weights_sha256,
+        "denoiser": choice.name,
+        "reason": choice.reason,
+        "gain": choice.gain,
+        "standard_error": choice.gain_error,
+    }
