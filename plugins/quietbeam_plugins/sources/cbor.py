@@ -93,10 +93,7 @@ class _Walk:
             at = self._at
             inside = self._head()
             if len(open_counts) == 2 and left % 2 == 0:  # a key of the outermost map
-                key = bytes(self._part[at : self._at])
-                if key in keys:
-                    raise RefusedError("malformed", f"repeated key {key[:40]!r}")
-                keys.add(key)
+                self._note_key(bytes(self._part[at : self._at]), keys)
             if inside:
                 # A self-described map counts as the outermost level, not its tag.
                 if inside == 1 and len(open_counts) == 1:
@@ -106,6 +103,13 @@ class _Walk:
             if len(open_counts) > _MAX_DEPTH:
                 raise RefusedError("malformed", f"nested deeper than {_MAX_DEPTH}")
         return self._at
+
+    @staticmethod
+    def _note_key(key: bytes, keys: set[bytes]) -> None:
+        if key[0] >> 5 != _TEXT or key in keys:
+            what = "repeated key" if key in keys else "key that is no text"
+            raise RefusedError("malformed", f"{what}: {key[:40]!r}")
+        keys.add(key)
 
     def _is_break(self) -> bool:
         if self._byte(self._at) != _BREAK:

@@ -248,10 +248,13 @@ def _inflate(blob: Bytes, size: int) -> bytes:
     inflater = zlib.decompressobj()
     try:
         data = inflater.decompress(blob, size)
+        more = inflater.decompress(inflater.unconsumed_tail, 1)
     except zlib.error as error:
         raise RefusedError("compression", f"zlib: {error}") from None
     if len(data) < size:
         raise RefusedError("truncated", f"zlib gives {len(data)} bytes, expected {size}")
+    if more:
+        raise RefusedError("oversized", f"zlib gives more than the expected {size} bytes")
     return data
 
 

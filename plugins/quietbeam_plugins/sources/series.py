@@ -201,7 +201,7 @@ class SeriesMachine:
     def finish(self) -> Iterator[Event]:
         """Nothing will come any more."""
         if self._run is not None:
-            yield from self._settle("completed" if self._run.ends_at_ns else "lost")
+            yield from self._settle("completed" if self._run.ends_at_ns is not None else "lost")
 
     def _timeout_s(self, run: _Run) -> float:
         if self._run_timeout_s is not None:
@@ -219,7 +219,7 @@ class SeriesMachine:
 
     def _settle_for_header(self) -> Iterator[Event]:
         if self._run is not None:
-            yield from self._settle("completed" if self._run.ends_at_ns else "aborted")
+            yield from self._settle("completed" if self._run.ends_at_ns is not None else "aborted")
         self._lost = None
 
     def _is_leftover(self, key: SeriesKey) -> bool:

@@ -90,6 +90,7 @@ class Stream1:
         self._array: tuple[str, tuple[int, int]] | None = None
         self._unit: Literal["header", "image", "refused"] | None = None
         self._multipart = False
+        self._message_refused = False
 
     @property
     def expects_data(self) -> bool:
@@ -106,12 +107,18 @@ class Stream1:
             RefusedError: It cannot be accepted; what it began is forgotten.
         """
         self._multipart = self._multipart or not starts_message
-        if starts_message and self._multipart:
-            yield from self.settle()
+        if starts_message:
+            self._message_refused = False
+            if self._multipart:
+                yield from self.settle()
+        elif self._message_refused:
+            return
         try:
             yield from self._part(part, received_ns)
         except RefusedError:
-            self._image, self._array, self._unit = None, None, "refused"
+            self._message_refused = True
+            self._image, self._array = None, None
+            self._unit = "refused" if self._unit else None
             raise
 
     def settle(self, *, only_complete: bool = False) -> Iterator[Event]:
@@ -147,15 +154,15 @@ class Stream1:
     def _unit_begins(self, header: dict[str, Any], received_ns: int) -> Iterator[Event]:
         match header["htype"]:
             case "dheader-1.0":
-                self._header = _Header(_key(header))
                 self._unit = "header"
+                self._header = _Header(_key(header))
                 # The dtype follows the exposure time and headers have lied about
                 # the shape: the first frame decides both.
                 yield from self._machine.announce(self._header.key)
             case "dimage-1.0":
+                self._unit = "image"
                 number = whole(header.get("frame"), "frame")
                 self._image = _Image(_key(header), number, received_ns)
-                self._unit = "image"
             case _:
                 yield from self._machine.end(_key(header), received_ns)
 
@@ -185,6 +192,8 @@ class Stream1:
         """Keep what users attach to a header; what they attach to images is not ours."""
         if self._unit == "header" and self._header is not None:
             self._header.appendix = bytes(part[:_MAX_TEXT]).decode(errors="replace")
+        if self._unit != "refused":
+            self._unit = None  # it is the last part
 
     def _describe_image(self, header: dict[str, Any], *, columns_first: bool) -> None:
         image = self._image
@@ -227,10 +236,12 @@ class Stream1:
 
     def _times(self, header: dict[str, Any]) -> Iterator[Event]:
         image = self._image
-        if image is None or image.pixels is None:
-            if self._unit == "image" and image is None:
-                return  # a second one
-            raise RefusedError("no_run", "the times of an image without its data")
+        if image is None:
+            if self._unit != "image":
+                raise RefusedError("no_run", "the times of an image that was not announced")
+            return  # a second one
+        if image.pixels is None:
+            raise RefusedError("truncated", f"frame {image.number}: its data never came")
         start = header.get("start_time")
         time_ns = image.received_ns if start is None else whole(start, "start_time")
         self._image = None
