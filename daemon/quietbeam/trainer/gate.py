@@ -7,9 +7,10 @@ out, which Stein's unbiased estimate gives without the truth.  A blind estimate
 ``m`` of variance ``v`` fused with the measured ``y`` of unit noise gives
 ``x = (m + v y) / (1 + v)``, and
 
-    risk = (y - x)^2 + 2 v / (1 + v) - 1        (Stein, Ann. Stat. 9, 1135, 1981)
+    risk = (y - x)^2 + 2 s v / (1 + v) - s      (Stein, Ann. Stat. 9, 1135, 1981)
 
-because ``dx/dy = v / (1 + v)``.  For ``v = 0`` it is the blind loss less one.
+because ``dx/dy = v / (1 + v)``; ``s`` is the variance of the noise, which is
+one where the calibration is right.  For ``v = 0`` it is the blind loss less s.
 
 Comparisons are *paired*: the same pixels, the same noise, so that most of the
 noise cancels.  Neighbouring pixels are not independent, so the unit of counting
@@ -33,6 +34,7 @@ BLOCK_PX = 32
 RESIDUAL_CAP = 6.0
 """Residuals count up to this many noise s.d.: one cosmic ray must not decide."""
 HUBER = 1.0
+_CALIBRATED = (0.9, 1.15)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,31 +45,32 @@ class Scores:
         frame: Which guard frame.
         place: Which tile of the image.
         guard_tile: The tile is never trained on in any frame.
-        risk: Stein's estimate of the mean squared error, stabilised units.
+        misfit: Mean of ``(y - x)^2``, with ``x`` the fused output.
+        share: Mean of ``v / (1 + v)``, the share of ``y`` in ``x``.
         robust: Mean Huber loss of ``y - m``, for noise with outliers.
         residual: Mean of ``y - m``.
-        chi2: Mean of ``(y - m)^2 / (1 + v)``.
         power: Mean of ``(y - m)^2``.
         spatial: Mean product of neighbouring residuals.
         temporal: Mean product of a residual with that of the frame before.
-        raw_power: Mean square of the temporal difference of the data over sqrt 2.
+        raw_power: Mean square of second temporal differences over sqrt 6: the
+            variance of the noise, or more where the scene moves unevenly.
         raw_spatial: Mean product of neighbouring such differences.
-        fused: Mean of ``v``; 0 where the denoiser knows no variance.
+        variance: Mean of ``v``; 0 where the denoiser knows none.
     """
 
     frame: Labels
     place: Labels
     guard_tile: NDArray[np.bool_]
-    risk: Values
+    misfit: Values
+    share: Values
     robust: Values
     residual: Values
-    chi2: Values
     power: Values
     spatial: Values
     temporal: Values
     raw_power: Values
     raw_spatial: Values
-    fused: Values
+    variance: Values
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -76,6 +79,10 @@ class Scores:
     def finite(self) -> bool:
         """Every number is one."""
         return all(bool(np.isfinite(getattr(self, field.name)).all()) for field in fields(self))
+
+    def risk(self, noise: float = 1.0) -> Values:
+        """Stein's estimate of the mean squared error, if the noise has this variance."""
+        return self.misfit + noise * (2 * self.share - 1)
 
     def where(self, keep: NDArray[np.bool_]) -> Scores:
         """Only some of the tiles."""
@@ -101,10 +108,10 @@ def score(
     """Judge one denoiser on one crop of one guard frame.
 
     Args:
-        measured: (2, h, w): the frame before, the guard frame; stabilised units.
-        mean: (2, h, w): their blind estimates.
+        measured: (3, h, w): the guard frame after the two before it; stabilised units.
+        mean: (2, h, w): blind estimates of the last two.
         variance: (2, h, w): of ``mean``, 0 where unknown.
-        valid: (2, h, w): False where ``measured`` means nothing.
+        valid: (3, h, w): False where ``measured`` means nothing.
         frame: Label of the guard frame.
         origin: (top, left) of the crop in the image.
         guard: (h, w): True on tiles that are never trained on.
@@ -112,31 +119,37 @@ def score(
     Returns:
         One row per tile with valid pixels, about 32 px a side.
     """
-    blocks = _Blocks(valid[1])
-    both = valid.all(0)
+    blocks = _Blocks(valid[2])
+    both, all_three = valid[1:].all(0), valid.all(0)
     mean = np.where(np.isfinite(mean), mean, np.nan)  # or the cap would hide an infinity
-    residual = np.clip(measured - mean, -RESIDUAL_CAP, RESIDUAL_CAP).astype(np.float64)
-    now, before = residual[1], residual[0]
+    before, now = _capped(measured[1:] - mean)
     v = np.where(np.isfinite(variance[1]) & (variance[1] >= 0), variance[1], np.nan)
     v = v.astype(np.float64)
-    difference = np.where(both, measured[1] - measured[0], 0) / np.sqrt(2)
-    raw = np.clip(difference, -RESIDUAL_CAP, RESIDUAL_CAP)
+    second = (measured[0] - 2 * measured[1] + measured[2]) / np.sqrt(6)
+    raw = _capped(np.where(all_three, second, 0))
+    columns = {
+        "misfit": blocks.mean((now / (1 + v)) ** 2),
+        "share": blocks.mean(v / (1 + v)),
+        "robust": blocks.mean(_huber(now)),
+        "residual": blocks.mean(now),
+        "power": blocks.mean(now**2),
+        "spatial": blocks.neighbours(now),
+        "temporal": blocks.mean(np.where(both, now * before, 0)),
+        "raw_power": blocks.mean(raw**2),
+        "raw_spatial": blocks.neighbours(raw),
+        "variance": blocks.mean(v),
+    }
     keep = blocks.filled
     return Scores(
         frame=np.full(int(keep.sum()), frame, np.int64),
         place=blocks.places(origin)[keep],
         guard_tile=blocks.mean(guard.astype(np.float64))[keep] > 0.5,
-        risk=blocks.mean((now / (1 + v)) ** 2 + 2 * v / (1 + v) - 1)[keep],
-        robust=blocks.mean(_huber(now))[keep],
-        residual=blocks.mean(now)[keep],
-        chi2=blocks.mean(now**2 / (1 + v))[keep],
-        power=blocks.mean(now**2)[keep],
-        spatial=blocks.neighbours(now)[keep],
-        temporal=blocks.mean(np.where(both, now * before, 0))[keep],
-        raw_power=blocks.mean(raw**2)[keep],
-        raw_spatial=blocks.neighbours(raw)[keep],
-        fused=blocks.mean(v)[keep],
+        **{name: column[keep] for name, column in columns.items()},
     )
+
+
+def _capped(residual: NDArray[np.floating]) -> Values:
+    return np.clip(residual, -RESIDUAL_CAP, RESIDUAL_CAP).astype(np.float64)
 
 
 def _huber(residual: Values) -> Values:
@@ -198,7 +211,33 @@ class Gain:
         return bool(self.mean < -sigmas * self.standard_error)
 
 
-def paired_gain(reference: Scores, candidate: Scores, *, impulsive: bool) -> Gain:
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What is known of the noise when losses are compared.
+
+    Attributes:
+        variance: One, or what the data say where they contradict the calibration.
+        impulsive: It has outliers: compare robust losses, squares cannot be trusted.
+    """
+
+    variance: float = 1.0
+    impulsive: bool = False
+
+
+def measured_noise(classical: Scores, *, impulsive: bool = False) -> Noise:
+    """Trust the calibration (variance one) unless the data contradict it clearly.
+
+    Second temporal differences and the residual of the classical denoiser are
+    both at least as large as the noise, so the smaller one is the better
+    bound.  A wrong variance would favour whoever takes more, or less, of the
+    measured frame into its output.
+    """
+    bound = float(min(classical.raw_power.mean(), classical.power.mean()))
+    low, high = _CALIBRATED
+    return Noise(1.0 if low <= bound <= high else bound, impulsive)
+
+
+def paired_gain(reference: Scores, candidate: Scores, noise: Noise) -> Gain:
     """Loss of ``reference`` less that of ``candidate``: positive when the candidate is better.
 
     Both must have been scored on the same tiles in the same order.
@@ -208,13 +247,13 @@ def paired_gain(reference: Scores, candidate: Scores, *, impulsive: bool) -> Gai
         and np.array_equal(reference.place, candidate.place)
     ):
         raise ValueError("paired comparison of scores from different tiles")
-    difference = losses(reference, impulsive=impulsive) - losses(candidate, impulsive=impulsive)
+    difference = losses(reference, noise) - losses(candidate, noise)
     return estimate(difference, candidate.frame, candidate.place)
 
 
-def losses(scores: Scores, *, impulsive: bool) -> Values:
+def losses(scores: Scores, noise: Noise) -> Values:
     """What is compared: the risk, or the robust loss where squares cannot be trusted."""
-    return scores.robust if impulsive else scores.risk
+    return scores.robust if noise.impulsive else scores.risk(noise.variance)
 
 
 def estimate(values: Values, frame: Labels, place: Labels) -> Gain:
@@ -242,13 +281,16 @@ def _clustered_error(centred: Values, labels: NDArray[np.integer]) -> float:
     return float(np.sqrt(variance * (k - 1) / (k - 3)))
 
 
+_UNIT = Noise()
+
+
 @dataclass(frozen=True, slots=True)
 class Residual:
     """What is left of the data after the blind estimate: white noise, if all is well.
 
     Attributes:
         mean: Of ``y - m`` in noise s.d.; 0 if unbiased.
-        chi2: Of ``(y - m)^2 / (1 + v)``; 1 if ``v`` is honest and the noise is one.
+        chi2: Of ``(y - m)^2 / (s + v)``; 1 if ``v`` is honest.
         spatial: Correlation of neighbouring pixels, less that of the raw noise.
         temporal: Correlation with the frame before.
         knows_variance: ``v`` is not 0 everywhere.
@@ -261,9 +303,10 @@ class Residual:
     knows_variance: bool
 
 
-def residual(scores: Scores) -> Residual:
+def residual(scores: Scores, noise: Noise = _UNIT) -> Residual:
     """Summarise the residual of one denoiser over all tiles."""
     power = float(scores.power.mean())
+    chi2 = scores.power / (noise.variance + scores.variance)
     raw_power = float(scores.raw_power.mean())
     raw_spatial = float(scores.raw_spatial.mean()) / raw_power if raw_power > 0 else 0.0
 
@@ -276,10 +319,10 @@ def residual(scores: Scores) -> Residual:
 
     return Residual(
         mean=estimate(scores.residual, scores.frame, scores.place),
-        chi2=estimate(scores.chi2, scores.frame, scores.place),
+        chi2=estimate(chi2, scores.frame, scores.place),
         spatial=correlation(scores.spatial, raw_spatial),
         temporal=correlation(scores.temporal),
-        knows_variance=bool((scores.fused > 0).any()),
+        knows_variance=bool((scores.variance > 0).any()),
     )
 
 
@@ -389,13 +432,14 @@ def decide(
     rules = rules or Rules()
     if len(np.unique(classical.frame)) < rules.min_frames:
         return None
-    demotion = _demotion(live, classical, impulsive=impulsive, rules=rules)
+    noise = measured_noise(classical, impulsive=impulsive)
+    demotion = _demotion(live, classical, noise, rules)
     if candidate is None:
         return demotion
-    faults = _faults(candidate, live, classical, impulsive=impulsive, replay=replay, rules=rules)
+    faults = _faults(candidate, live, classical, noise, replay=replay, rules=rules)
     if faults and demotion is not None:
         return demotion
-    figures = _figures(candidate, live, classical, impulsive=impulsive)
+    figures = _figures(candidate, live, classical, noise)
     if faults:
         return Decision("reject", "; ".join(faults), **figures)
     reason = "better than what runs and than classical; replay and residual pass"
@@ -406,8 +450,8 @@ def _faults(
     candidate: Scores,
     live: Scores | None,
     classical: Scores,
+    noise: Noise,
     *,
-    impulsive: bool,
     replay: Replay | None,
     rules: Rules,
 ) -> list[str]:
@@ -419,77 +463,73 @@ def _faults(
     for name, reference in references.items():
         if not reference.finite:
             continue  # anything finite beats it
-        gain = paired_gain(reference, candidate, impulsive=impulsive)
+        gain = paired_gain(reference, candidate, noise)
         if not gain.exceeds(rules.sigmas):
             faults.append(
                 f"gain over {name} {gain.mean:.4f} ± {gain.standard_error:.4f} "
                 f"is not above {rules.sigmas:g} standard errors"
             )
-        elif _worse_on_guard_tiles(reference, candidate, impulsive=impulsive, rules=rules):
+        elif _worse_on_guard_tiles(reference, candidate, noise, rules):
             faults.append(f"worse than {name} on the tiles never trained on")
     if not faults:
-        faults = residual_faults(residual(candidate), residual(classical), rules)
+        faults = residual_faults(residual(candidate, noise), residual(classical, noise), rules)
     if not faults and replay is not None and (older := replay()) is not None:
-        faults = _replay_faults(*older, impulsive=impulsive, rules=rules)
+        faults = _replay_faults(*older, noise, rules)
     return faults
 
 
-def _worse_on_guard_tiles(
-    reference: Scores, candidate: Scores, *, impulsive: bool, rules: Rules
-) -> bool:
+def _worse_on_guard_tiles(reference: Scores, candidate: Scores, noise: Noise, rules: Rules) -> bool:
     keep = candidate.guard_tile
     if not keep.any():
         return False
-    gain = paired_gain(reference.where(keep), candidate.where(keep), impulsive=impulsive)
+    gain = paired_gain(reference.where(keep), candidate.where(keep), noise)
     return gain.falls_below(rules.sigmas)
 
 
-def _replay_faults(
-    reference: Scores, candidate: Scores, *, impulsive: bool, rules: Rules
-) -> list[str]:
+def _replay_faults(reference: Scores, candidate: Scores, noise: Noise, rules: Rules) -> list[str]:
     if not candidate.finite:
         return ["the candidate gives values that are not finite on older frames"]
     if not reference.finite or len(np.unique(reference.frame)) < rules.min_frames:
         return []
-    gain = paired_gain(reference, candidate, impulsive=impulsive)
+    gain = paired_gain(reference, candidate, noise)
     if not gain.falls_below(rules.sigmas):
         return []
     return [f"worse on older frames: {gain.mean:.4f} ± {gain.standard_error:.4f}"]
 
 
 def _demotion(
-    live: Scores | None, classical: Scores, *, impulsive: bool, rules: Rules
+    live: Scores | None, classical: Scores, noise: Noise, rules: Rules
 ) -> Decision | None:
     if live is None or not classical.finite:
         return None
     if not live.finite:
-        figures = _figures(None, live, classical, impulsive=impulsive)
+        figures = _figures(None, live, classical, noise)
         return Decision("demote", "what runs gives values that are not finite", **figures)
-    gain = paired_gain(live, classical, impulsive=impulsive)
+    gain = paired_gain(live, classical, noise)
     if not gain.exceeds(rules.sigmas):
         return None
-    figures = _figures(None, live, classical, impulsive=impulsive)
+    figures = _figures(None, live, classical, noise)
     reason = f"classical is better by {gain.mean:.4f} ± {gain.standard_error:.4f}"
     return Decision("demote", reason, **figures)
 
 
 def _figures(
-    candidate: Scores | None, live: Scores | None, classical: Scores, *, impulsive: bool
+    candidate: Scores | None, live: Scores | None, classical: Scores, noise: Noise
 ) -> dict[str, float]:
     """The numbers of a decision; the gain is the one over what runs (the closer call)."""
 
     def loss(scores: Scores) -> float:
-        return float(losses(scores, impulsive=impulsive).mean())
+        return float(losses(scores, noise).mean())
 
     running = classical if live is None else live
     figures = {"loss_classical": loss(classical), "loss_live": loss(running)}
     judged = classical if candidate is None else candidate
     if judged.finite and running.finite:
-        gain = paired_gain(running, judged, impulsive=impulsive)
+        gain = paired_gain(running, judged, noise)
         figures |= {"gain": gain.mean, "standard_error": gain.standard_error}
     if candidate is not None:
         figures["loss_candidate"] = loss(candidate)
-    shown = residual(running if candidate is None else candidate)
+    shown = residual(running if candidate is None else candidate, noise)
     return figures | {
         "residual_mean": shown.mean.mean,
         "chi2": shown.chi2.mean,

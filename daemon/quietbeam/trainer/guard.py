@@ -85,7 +85,7 @@ class GuardSet:
         """After each new frame: keep the guard frame that has just become complete, if any."""
         guard = recent.newest - self._after
         before = min(BEFORE, recent.contiguous - 1 - self._after)
-        if not is_guard(guard) or before < max(1, self._least):
+        if not is_guard(guard) or before < max(2, self._least):
             return False
         if len(self.recent) == self._count:
             self._retire(self.recent.popleft())

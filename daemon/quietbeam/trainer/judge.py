@@ -82,7 +82,7 @@ class Judge:
         z = np.stack([self._stabilised(crop) for _, crop in jobs])
         guard = jobs[0][1].guard
         mean, variance = estimates(denoiser, torch.from_numpy(z), guard)
-        measured = z[:, guard - 1 : guard + 1]
+        measured = z[:, guard - 2 : guard + 1]
         return [
             self._score(frame, crop, (measured[n], mean[n], variance[n]))
             for n, (frame, crop) in enumerate(jobs)
@@ -99,7 +99,7 @@ class Judge:
         crop: Crop,
         stacks: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
     ) -> Scores:
-        """Judge one crop; ``stacks`` are measured, mean and variance, (2, h, w) each."""
+        """Judge one crop; ``stacks`` are measured (3, h, w), mean and variance (2, h, w)."""
         scored, whole = crop.scored, crop.clip.view
         top, left = scored.top - whole.top, scored.left - whole.left
         rows, columns = slice(top, top + scored.h), slice(left, left + scored.w)
@@ -107,7 +107,7 @@ class Judge:
         if crop.clip.valid is None:
             valid = np.ones(measured.shape, np.bool_)
         else:
-            valid = crop.clip.valid[crop.guard - 1 : crop.guard + 1, rows, columns]
+            valid = crop.clip.valid[crop.guard - 2 : crop.guard + 1, rows, columns]
         return score(
             measured,
             mean,

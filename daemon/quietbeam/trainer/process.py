@@ -30,6 +30,8 @@ log = structlog.get_logger()
 Message = dict[str, Any]
 Commands = queue.SimpleQueue[Message]
 _STOP: Message = {"type": "stop"}
+_NICE = 10
+"""While starting: at idle priority the import of torch alone can take a minute."""
 
 
 def main() -> int:
@@ -43,7 +45,9 @@ def main() -> int:
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    _give_way()
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
     # Threads of OpenMP that spin while they wait slow everybody; read when torch is imported.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     commands: Commands = queue.SimpleQueue()
@@ -69,6 +73,7 @@ def _serve(commands: Commands, emit: Callable[[Message], None]) -> int:
             log.error("trainer_failed", reason=f"expected init, got {first['type']!r}")
         return int(first != _STOP)
     session = _begin(first, emit)
+    _give_way()
     try:
         while not session.finished:
             while not commands.empty():
@@ -144,13 +149,12 @@ def _claim_stdout() -> TextIO:
 
 
 def _give_way() -> None:
-    """Use only processor time that is left over; be first to go when memory runs out."""
+    """From now on use only processor time that is left over; every thread has its own say."""
     try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         os.nice(19)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("800")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,6 @@ class Session:
         self._stabilisers: dict[str, Stabiliser] = {}
         self._noise: NoiseModel | None = None
         self._run = ""
-        self._intake = Intake(places.raw_ring, [c.plugin for c in config.corrections], self)
         self._frozen = False
         self._resumed = self._resume()
         self._judged = 0  # serial of the newest guard frame that was decided on
@@ -83,6 +82,8 @@ class Session:
         self._loss = self._validation_loss = math.nan
         self._progress = _Pace()
         onnx = _exported(module, places.cache)
+        # attached last: nothing piles up in the ring during the seconds an export takes
+        self._intake = Intake(places.raw_ring, [c.plugin for c in config.corrections], self)
         emit({"type": "ready", "onnx": onnx})
 
     # commands
