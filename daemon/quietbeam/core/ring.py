@@ -166,20 +166,24 @@ class RingReader:
 
     A reader is known by its name.  Attaching again under the same name takes
     up the account; with ``resume`` at the last acknowledged record, otherwise
-    at the newest, the frames between being counted as lost.
+    at the newest, the frames between being counted as lost.  A new reader
+    begins at the newest record or, with ``from_first``, accounts for all that
+    was ever written.
 
     Attributes:
         resumed: It took up the account of an earlier reader, at its last ``ack``.
     """
 
-    def __init__(self, path: Path, name: str, *, resume: bool = False) -> None:
+    def __init__(
+        self, path: Path, name: str, *, resume: bool = False, from_first: bool = False
+    ) -> None:
         self._m = Mapping(path)
         self.path = path
         self._me = self._m.readers[claim_row(self._m, name)]
         known = bool(self._me[mem.R_USED])
         self.resumed = known and resume
         if not known:
-            self._me[mem.R_CURSOR], self._me[mem.R_BASE] = self._m.end()
+            self._me[mem.R_CURSOR], self._me[mem.R_BASE] = (0, 0) if from_first else self._m.end()
             self.ack()
         elif resume:
             self._me[mem.ACCOUNT] = self._acked()[: self._account().size]

@@ -1,174 +1,274 @@
-"""A series of images made ready for the models: corrected, calibrated, stabilised, by frame.
+"""Reads a recording: finished, or still being written.
 
-Frames are read when they are asked for and the last few are kept, so that a
-recording larger than memory needs no more of it than a small one.
+    with Recording(path) as recording:
+        clean = recording.clean[-1]
+
+Frames are read when they are indexed; everything else is small.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate, uniform_filter
 
+from quietbeam.core import recording as names
 from quietbeam.core.errors import DataError
-from quietbeam.core.events import Frame, RunStart
-from quietbeam.core.plugin import CorrectionPlugin
-from quietbeam.model.clean import Prepared
-from quietbeam.model.correct import Corrections, Float, Valid, fill_invalid
-from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
-from quietbeam.offline.series import Series
+from quietbeam.core.events import RunStart
+from quietbeam.offline.repair import Node, open_ours, table, text
 
-MIN_SIDE_PX = 16
-_CALIBRATION_FRAMES = 32
-_KEPT_BYTES = 64 << 20
-_SECOND = np.outer([1, -2, 1], [1, -2, 1]).astype(np.float32)  # white noise comes out 36-fold
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One promotion: the weights behind a ``model_version``."""
+
+    version: int
+    denoiser: str
+    sha256: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """How the file came about.
+
+    Attributes:
+        version: Of the program.
+        config: Text of the configuration, "" if there was none.
+        weights: Every promotion while it was written.
+        decisions: The gate's decisions, as it told them.
+        end_reason: completed, aborted, lost, disk_full, or "" while it is written.
+        counts: See ``quietbeam.core.recording.COUNTS``.
+    """
+
+    version: str
+    config: str
+    config_sha256: str
+    started: str
+    ended: str
+    segment: int
+    weights: tuple[Weights, ...]
+    decisions: tuple[dict[str, Any], ...]
+    end_reason: str
+    counts: dict[str, int]
+
+
+class Frames:
+    """Images of one kind, (t, h, w), read from the file when they are indexed."""
+
+    def __init__(self, dataset: Node, frames: int) -> None:
+        self._dataset, self._frames = dataset, frames
+        self.shape: tuple[int, int, int] = (frames, *dataset.shape[1:])
+        self.dtype: np.dtype[Any] = dataset.dtype
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __getitem__(self, index: int | slice) -> NDArray[Any]:
+        """Give one frame (h, w) or several (t, h, w).
+
+        Raises:
+            IndexError: There is no such frame.
+            DataError: The file is damaged there.
+        """
+        span = range(self._frames)[index]
+        try:
+            if isinstance(span, int):
+                return self._dataset[span]
+            if span.step < 0:
+                return (
+                    self._dataset[span[-1] : span[0] + 1 : -span.step][::-1] if span else self[:0]
+                )
+            return self._dataset[span.start : span.stop : span.step]
+        except OSError as error:
+            where = f"{self._dataset.file.filename}:{self._dataset.name}[{index}]"
+            raise DataError(f"{where} cannot be read: {error}") from error
 
 
 class Recording:
-    """Random access to the prepared frames of one series.  A context manager.
+    """One open file.  What is added to it later is seen after ``refresh``.
 
-    Args:
-        series: (t, h, w).
-        corrections: As the live daemon applies them, in this order.
-        mask: (h, w) bool, True where a pixel is bad throughout.
-        images: The frames are unrelated images: their noise is measured in
-            space, not from frame to frame.
+    Attributes:
+        live: Its writer is at work, or was killed; see ``quietbeam repair``.
 
     Raises:
-        DataError: The images are smaller than 16 x 16 pixels or the mask has
-            another shape.
+        DataError: No such file, truncated, or not a recording of ours.
     """
 
-    def __init__(
-        self,
-        series: Series,
-        corrections: Sequence[CorrectionPlugin] = (),
-        mask: Valid | None = None,
-        *,
-        images: bool = False,
-    ) -> None:
-        t, h, w = series.shape
-        if min(h, w) < MIN_SIDE_PX:
-            raise DataError(f"{series.source}: images of {h} x {w}, expected at least 16 x 16")
-        if mask is not None and mask.shape != (h, w):
-            raise DataError(f"mask of shape {mask.shape}, expected {(h, w)} as {series.source}")
-        self.series = series
-        self.images = images or t == 1
-        self.run = RunStart(
-            run=series.source,
-            shape=(h, w),
-            dtype=series.dtype,
-            frame_time_s=series.frame_time_s,
-            frames_expected=t,
-            mask=mask,
-        )
-        self._corrections = Corrections(self.run, corrections)
-        self._kept: OrderedDict[int, Prepared] = OrderedDict()
-        self._capacity = max(2, _KEPT_BYTES // (h * w * 13))
-        self.noise = self._calibrate()
-        self.stabiliser = Stabiliser(self.noise)
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: there is no such file")
+        self.live = self.path.suffix == ".part"
+        self._file = open_ours(self.path, "r", swmr=self.live)
+        self._rows: dict[str, int] = {}
+        try:
+            self._look()
+        except (KeyError, OSError, RuntimeError) as error:
+            self._file.close()
+            raise DataError(f"{self.path}: damaged or truncated: {error}") from error
 
-    def __enter__(self) -> Recording:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._corrections.__exit__(kind, error, trace)
+        self.close()
 
-    def __len__(self) -> int:
-        return len(self.series)
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def refresh(self) -> None:
+        """See what was written since; row counts of raw and clean never tear."""
+        for node in self._growing():
+            node.refresh()
+        self._file[names.COMMITTED].refresh()
+        self._look()
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(h, w)."""
-        return self.run.shape
+    def run(self) -> str:
+        """Name of the run."""
+        return self._text(f"{names.ENTRY}/title")
 
     @property
-    def noiseless(self) -> bool:
-        """No noise was found at all: constant frames, or a simulation."""
-        return self.noise.gain <= 0 and self.noise.offset_variance <= 0
+    def raw(self) -> Frames:
+        """Detector counts.  Raises DataError where they were not recorded."""
+        return self._frames(f"{names.RAW}/data", "raw")
 
-    def corrected(self, index: int) -> tuple[Float, Valid]:
-        """Give frame ``index`` in corrected counts and where it is valid, (h, w) each."""
-        return self._corrections(self.series[index])
+    @property
+    def clean(self) -> Frames:
+        """Corrected and denoised counts, float32, NaN where a pixel is bad."""
+        return self._frames(f"{names.CLEAN}/data", "clean")
 
-    def prepared(self, index: int) -> Prepared:
-        """Give frame ``index`` as the models see it."""
-        kept = self._kept.get(index)
-        if kept is None:
-            kept = self._prepare(index)
-            self._kept[index] = kept
-            if len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
-        return kept
+    @property
+    def errors(self) -> Frames:
+        """One standard deviation of ``clean``, float32."""
+        return self._frames(f"{names.CLEAN}/data_errors", "clean")
 
-    def _prepare(self, index: int) -> Prepared:
-        raw = self.series[index]
-        pixels, valid = self._corrections(raw)
-        time_ns = round(index * (self.series.frame_time_s or 0) * 1e9)
-        frame = Frame(run=self.run.run, index=index, time_ns=time_ns, received_ns=0, pixels=raw)
-        z = self.stabiliser.forward(fill_invalid(pixels, valid))
-        return Prepared(index, frame, pixels, valid, z)
+    @property
+    def has_raw(self) -> bool:
+        """Raw frames were recorded."""
+        return names.RAW in self._file
 
-    def _calibrate(self) -> NoiseModel:
-        """Fit the noise to frames around the middle: runs often start and end without beam."""
-        count = min(len(self), _CALIBRATION_FRAMES)
-        first = (len(self) - count) // 2
-        frames = [self.corrected(first + i) for i in range(count)]
-        if not any(valid.any() for _, valid in frames):
-            raise DataError(f"{self.run.run}: not one valid pixel in {count} frames")
-        if self.images:
-            return spatial_noise([pixels for pixels, _ in frames], [valid for _, valid in frames])
-        if _all_equal(frames):
-            return NoiseModel(gain=0.0, offset_variance=0.0)
-        transfer = PhotonTransfer()
-        for pixels, valid in frames:
-            transfer.add(pixels, valid)
-        return transfer.fit()
+    @property
+    def has_clean(self) -> bool:
+        """Cleaned frames were recorded."""
+        return names.CLEAN in self._file
 
+    def column(self, path: str) -> NDArray[Any]:
+        """Give one value per frame: "raw/frame_id", "clean/latency", "metrics/NAME", ...
 
-def _all_equal(frames: Sequence[tuple[Float, Valid]]) -> bool:
-    first = frames[0][0]
-    return all(np.array_equal(pixels, first) for pixels, _ in frames[1:])
+        Raises:
+            DataError: There is no such column.
+        """
+        full = f"{names.ENTRY}/{path}"
+        kind = "raw" if path.startswith("raw/") else "clean"
+        if full not in self._file or not isinstance(self._file[full], h5py.Dataset):
+            raise DataError(f"{self.path}: there is no {path}")
+        return self._file[full][: self._rows[kind]]
 
+    @property
+    def metrics(self) -> dict[str, NDArray[np.float64]]:
+        """By name: (t, ...) for the cleaned frames."""
+        if names.METRICS not in self._file:
+            return {}
+        links = {"frame_id", "time"}
+        return {
+            name: self.column(f"metrics/{name}")
+            for name in self._file[names.METRICS]
+            if name not in links
+        }
 
-def spatial_noise(images: Sequence[Float], valid: Sequence[Valid]) -> NoiseModel:
-    """Fit the noise model to single images: from the finest structure, robustly.
+    def unit(self, path: str) -> str:
+        """Give the unit of a column, "" if it has none."""
+        return str(self._file[f"{names.ENTRY}/{path}"].attrs.get("units", ""))
 
-    The second difference along both axes (Immerkær, Comput. Vis. Image
-    Underst. 64, 300 (1996)) cancels any bilinear patch; its median absolute
-    deviation per brightness ignores edges.  Wrong for noise that is correlated
-    between neighbouring pixels.
-    """
-    spread, level = [], []
-    for image, ok in zip(images, valid, strict=True):
-        filled = fill_invalid(image, ok)
-        inner = np.zeros(ok.shape, np.bool_)
-        inner[1:-1, 1:-1] = True
-        use = inner & (uniform_filter(ok.astype(np.float32), 3) > 0.99)
-        spread.append(np.abs(correlate(filled, _SECOND))[use] / 6)
-        level.append(uniform_filter(filled, 3)[use])
-    return _fit_by_level(np.concatenate(spread), np.concatenate(level))
+    @property
+    def denoisers(self) -> NDArray[np.str_]:
+        """(t,) name of the denoiser behind each cleaned frame."""
+        known = [text(name) for name in self._file[names.DENOISERS][: self._rows["denoisers"]]]
+        return np.array(known or [""])[self.column("clean/denoiser")]
 
+    @property
+    def missing(self) -> NDArray[np.int64]:
+        """(n, 2): first and last number of each gap in the raw frames."""
+        return names.gaps(self.column("raw/frame_id")) if self.has_raw else np.zeros((0, 2), int)
 
-def _fit_by_level(spread: NDArray[Any], level: NDArray[Any]) -> NoiseModel:
-    if not spread.size:
-        return NoiseModel(gain=0.0, offset_variance=0.0)
-    parts = np.array_split(np.argsort(level, kind="stable"), 16)
-    parts = [part for part in parts if part.size]
-    x = np.array([level[part].mean(dtype=np.float64) for part in parts])
-    y = np.array([(np.median(spread[part]) / 0.6745) ** 2 for part in parts], np.float64)
-    flat = NoiseModel(gain=0.0, offset_variance=float(np.mean(y)))
-    if not y.any() or np.ptp(x) <= 1e-6 * max(1.0, float(np.abs(x).max())):
-        return flat
-    gain, offset = np.polyfit(x, y, 1, w=1 / np.maximum(y, 0.05 * y.mean()))
-    return NoiseModel(float(gain), float(offset)) if gain * np.ptp(x) > 0.02 * y.mean() else flat
+    @property
+    def provenance(self) -> Provenance:
+        """How the file came about."""
+        process = names.PROCESS
+        weights = self._file[names.WEIGHTS]
+        columns = [weights[key][: self._rows["weights"]] for key in Weights.__slots__]
+        notes = self._file[names.DECISIONS][: self._rows["decisions"]]
+        return Provenance(
+            version=self._text(f"{process}/version"),
+            config=self._text(f"{process}/config"),
+            config_sha256=self._text(f"{process}/config_sha256"),
+            started=self._text(f"{names.ENTRY}/start_time"),
+            ended=self._text(names.END_TIME),
+            segment=int(self._file[f"{process}/segment"][()]),
+            weights=tuple(
+                Weights(int(row[0]), *(text(word) for word in row[1:]))
+                for row in zip(*columns, strict=True)
+            ),
+            decisions=tuple(json.loads(text(note)) for note in notes),
+            end_reason=self._text(names.END_REASON),
+            counts={name: int(self._file[path][()]) for name, path in names.COUNTS.items()},
+        )
+
+    def run_start(self) -> RunStart:
+        """Give the start of the run, to play the raw frames again.
+
+        Raises:
+            DataError: Raw frames were not recorded.
+        """
+        raw = self.raw
+        mask = self._file.get(f"{names.DETECTOR}/pixel_mask")
+        expected = self._number(f"{names.DETECTOR}/frames_expected")
+        return RunStart(
+            run=self.run,
+            shape=(raw.shape[1], raw.shape[2]),
+            dtype=raw.dtype,
+            frame_time_s=self._number(f"{names.DETECTOR}/frame_time"),
+            exposure_s=self._number(f"{names.DETECTOR}/count_time"),
+            frames_expected=None if expected is None else int(expected),
+            pixel_size_m=self._number(f"{names.DETECTOR}/x_pixel_size"),
+            energy_kev=self._number(f"{names.BEAM}/incident_energy"),
+            distance_m=self._number(f"{names.DETECTOR}/distance"),
+            mask=None if mask is None else mask[()] != 0,
+            nodata=self._number(f"{names.DETECTOR}/nodata_value"),
+            saturation=self._number(f"{names.DETECTOR}/saturation_value"),
+            metadata=json.loads(self._text(f"{names.PROCESS}/run_metadata")),
+        )
+
+    def _look(self) -> None:
+        committed = self._file[names.COMMITTED][()].tolist()
+        for (name, groups), safe in zip(names.TABLES.items(), committed, strict=True):
+            lengths = [node.shape[0] for node in table(self._file, groups)]
+            self._rows[name] = min([safe, *lengths])
+
+    def _growing(self) -> list[Node]:
+        return [node for groups in names.TABLES.values() for node in table(self._file, groups)]
+
+    def _frames(self, path: str, kind: str) -> Frames:
+        if path not in self._file:
+            raise DataError(f"{self.path}: {kind} frames were not recorded")
+        return Frames(self._file[path], self._rows[kind])
+
+    def _text(self, path: str) -> str:
+        return text(self._file[path][()])
+
+    def _number(self, path: str) -> float | None:
+        return float(self._file[path][()]) if path in self._file else None

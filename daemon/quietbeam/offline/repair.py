@@ -81,9 +81,13 @@ def repair(path: Path, *, verify: bool = False) -> Repaired:
         raise DataError(f"{path}: there is no such file")
     with writer_lock(path):
         was_open = clear_consistency_flags(path)
-        with open_ours(path, "r+") as file:
-            found = mend(file, verify=verify)
-            reason = complete(file, "lost", found)
+        with open_ours(path, "r") as file:
+            reason = text(file[names.END_REASON][()])
+            found = survey(file, verify=verify) if reason else None
+        if found is None:
+            with open_ours(path, "r+") as file:
+                found = mend(file, verify=verify)
+                reason = complete(file, "lost", found)
         target = published(path)
     return Repaired(file=str(target), was_open=was_open, end_reason=reason, found=found)
 

@@ -115,6 +115,15 @@ def writer_lock(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Somebody is writing ``path`` at this moment."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return not lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def session_of(ring: Path) -> str:
     """Name the live daemon that owns ``ring``, so that an unfinished file tells whose it is."""
     return f"{socket.gethostname()}:{ring.stat().st_ino}:{ring}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -61,13 +62,23 @@ def session(run: RunStart) -> str:
     return str(ours(run).get("session", ""))
 
 
-def whose(path: Path) -> tuple[str, str] | None:
-    """(run, session) of an unfinished file, or None where it cannot be told."""
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Whose a ``.part`` file is; ``complete`` if only its last renaming is missing."""
+
+    run: str
+    session: str
+    complete: bool
+
+
+def unfinished(path: Path) -> Unfinished | None:
+    """Look into a ``.part`` file; None where it cannot be told whose it is."""
     try:
         with open_ours(path, "r", swmr=True) as file:
-            if text(file[names.END_REASON][()]):
-                return None
-            title = text(file[f"{names.ENTRY}/title"][()])
-            return title, text(file[f"{names.PROCESS}/session"][()])
+            return Unfinished(
+                run=text(file[f"{names.ENTRY}/title"][()]),
+                session=text(file[f"{names.PROCESS}/session"][()]),
+                complete=bool(text(file[names.END_REASON][()])),
+            )
     except (DataError, KeyError, OSError):
         return None

@@ -27,9 +27,9 @@ from quietbeam.core.plugin import SinkPlugin
 from quietbeam.core.recording import FinishedFile, Origin, SinkStatus, layout
 from quietbeam.core.result import Result
 from quietbeam.offline.repair import part_of, repair
-from quietbeam.offline.superblock import session_is_over
-from quietbeam_plugins.sinks.filenames import checked_pattern, filled, session, unused, whose
-from quietbeam_plugins.sinks.nexus import Compression
+from quietbeam.offline.superblock import is_locked, session_is_over
+from quietbeam_plugins.sinks.filenames import checked_pattern, filled, session, unfinished, unused
+from quietbeam_plugins.sinks.nexus import Compression, remove_unready
 from quietbeam_plugins.sinks.segment import Segment, now_iso
 from quietbeam_plugins.sinks.space import FreeBytes, Space, free_bytes
 
@@ -323,14 +323,15 @@ class Hdf5Recorder:
         owner = session(run)
         if not owner or self._stem is None:
             return
+        remove_unready(self._stem.parent)
         for path in sorted(self._stem.parent.glob("*.part")):
-            theirs = whose(path)
-            if theirs is None:
+            theirs = unfinished(path)
+            if theirs is None or is_locked(path):
                 continue
-            if theirs == (run.run, owner) and self._segment is None:
-                self._resume(path)
-            elif session_is_over(theirs[1]):
+            if theirs.complete or session_is_over(theirs.session):
                 self._complete_leftover(path)
+            elif (theirs.run, theirs.session) == (run.run, owner) and self._segment is None:
+                self._resume(path)
 
     def _resume(self, path: Path) -> None:
         self._stem = path.with_suffix("")
@@ -349,8 +350,13 @@ class Hdf5Recorder:
             repaired = repair(path)
         except QuietbeamError as error:
             self._log.warning("leftover_not_repaired", file=str(path), error=str(error))
-        else:
-            self._log.info("leftover_repaired", file=repaired.file, raw=repaired.found.raw)
+            return
+        found = repaired.found
+        counts = {"raw": found.raw, "clean": found.clean, "missing": found.missing}
+        self._finished.append(
+            FinishedFile(file=repaired.file, reason=repaired.end_reason, **counts)
+        )
+        self._log.info("leftover_repaired", file=repaired.file, **counts)
 
     def _remember(self, note: str) -> None:
         """Keep the newest promotion: files begun later name the weights, too."""

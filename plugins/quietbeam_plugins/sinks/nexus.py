@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def create(path: Path, layout: Layout, compression: Compression) -> Node:
     Raises:
         OSError: The file exists or cannot be written.
     """
-    unready = path.with_name(f"{path.name}.{os.getpid()}.new")
+    unready = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.new")
     unready.unlink(missing_ok=True)
     file: Node = h5py.File(unready, "x", libver=LIBVER)
     try:
@@ -49,6 +50,14 @@ def create(path: Path, layout: Layout, compression: Compression) -> Node:
         unready.unlink(missing_ok=True)
         raise
     return file
+
+
+def remove_unready(directory: Path) -> None:
+    """Remove files whose maker was killed before readers could open them."""
+    for path in directory.glob("*.part.*.new"):
+        host, _, pid = path.name.split(".")[-2].rpartition("-")
+        if host == socket.gethostname() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
 
 
 def fixed_text(length: int) -> np.dtype[Any]:
