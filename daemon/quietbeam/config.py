@@ -151,11 +151,33 @@ def load(path: Path) -> Config:
         ConfigError: Names the file, the table, the key, what was got and what
             would do.
     """
+    return parse(_read(path), path)
+
+
+def load_service(path: Path) -> tuple[str, ServiceConfig]:
+    """Read only the name and the table [service]: no plugin is imported.
+
+    Raises:
+        ConfigError: As for ``load``, for what is read.
+    """
+    reader = _Tables(path, _tables(_read(path), path))
+    return reader.text("name", path.stem), reader.section("service", ServiceConfig)
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse(text, path)
+
+
+def _tables(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
 
 
 def parse(text: str, path: Path) -> Config:
@@ -164,11 +186,7 @@ def parse(text: str, path: Path) -> Config:
     Raises:
         ConfigError: As for ``load``.
     """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
-    reader = _Tables(path, tables)
+    reader = _Tables(path, _tables(text, path))
     reader.refuse_unknown()
     return Config(
         path=path,

@@ -48,8 +48,7 @@ uses it. An unknown table or key is an error. `kind` picks a plugin. Units stand
 
 | file | what for |
 |---|---|
-| `minimal.toml` | the smallest that works: a detector in, a recording out |
-| `demo.toml` | what `quietbeam demo` runs: simulated detector, recording, ZMQ output |
+{files}
 
 On SIGHUP or `quietbeam control reload` the file is validated first; {live} are then
 applied while frames flow, all else is reported and waits for a restart.
@@ -143,12 +142,16 @@ def _default(field: FieldInfo) -> str:
     return json.dumps(value, default=str)
 
 
-def readme() -> str:
-    """Give the text of ``configs/README.md``."""
+def readme(directory: Path) -> str:
+    """Give the text of ``README.md`` for the configurations in ``directory``."""
     from quietbeam.service.reload import LIVE_KEYS
 
     live = ", ".join(f"`{key}`" for key in sorted(LIVE_KEYS))
-    parts = [_HEAD.format(live=live), "## Top level\n", _table([_NAME_KEY])]
+    parts = [
+        _HEAD.format(live=live, files=_files(directory)),
+        "## Top level\n",
+        _table([_NAME_KEY]),
+    ]
     for name, model in configuration.SECTIONS.items():
         parts += [f"## [{name}]\n", f"{summary_of(model)}\n", _table(settings_of(model))]
     for table, (kind, text) in _PLUGIN_TABLES.items():
@@ -159,6 +162,12 @@ def readme() -> str:
             continue
         parts += [_plugin(kind, name) for name in available(kind)]
     return "\n".join(parts)
+
+
+def _files(directory: Path) -> str:
+    """List the configurations with the comment on their first line."""
+    lines = [(path.name, path.open().readline()) for path in sorted(directory.glob("*.toml"))]
+    return "\n".join(f"| `{name}` | {line.lstrip('# ').strip()} |" for name, line in lines)
 
 
 _NAME_KEY = {
@@ -226,7 +235,7 @@ def _model_schema(model: type[BaseModel], definitions: dict[str, Any]) -> dict[s
 
 def main(directory: Path) -> None:
     """Write both files into ``directory``."""
-    (directory / "README.md").write_text(readme())
+    (directory / "README.md").write_text(readme(directory))
     (directory / "schema.json").write_text(json.dumps(schema(), indent=2, default=str) + "\n")
 
 

@@ -114,11 +114,11 @@ def _target(arguments: argparse.Namespace) -> tuple[str, str]:
     url, token = arguments.url, os.environ.get(_TOKEN_VARIABLE, "")
     token_file = arguments.token_file
     if arguments.config is not None:
-        from quietbeam.config import load
+        from quietbeam.config import load_service
         from quietbeam.service.runtime import directory_for, read_address, token_path
 
-        config = load(arguments.config)
-        directory = directory_for(config.name, config.service.runtime_directory)
+        name, service = load_service(arguments.config)
+        directory = directory_for(name, service.runtime_directory)
         url = url or read_address(directory)
         token_file = token_file or token_path(directory)
     if token_file is not None:

@@ -17,7 +17,7 @@ from quietbeam.service.rings import choose_directory
 from quietbeam.service.runtime import directory_for, holder_of
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:]+):(?P<port>\d+)")
-_INPUTS = {"path", "dark", "flat", "mask"}
+_INPUTS = {"file", "dark", "flat", "mask"}
 """Settings of sources and corrections that name a file, or ``FILE:/DATASET``."""
 
 

@@ -113,7 +113,7 @@ class Child:
         self._stopping = asyncio.Event()
         self._ready = asyncio.Event()
         self._heard_s = 0.0
-        self._started_s = 0.0
+        self._ended = 0  # processes that came to their end, or were never started
 
     @property
     def pid(self) -> int | None:
@@ -160,15 +160,14 @@ class Child:
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Wait until the child says ``ready``; False if it ends first or takes too long."""
-        ready = asyncio.ensure_future(self._ready.wait())
-        ended = asyncio.ensure_future(self._first_end())
-        try:
-            await asyncio.wait(
-                {ready, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            for task in (ready, ended):
-                task.cancel()
+        ended_before = self._ended
+        deadline_s = time.monotonic() + timeout_s
+        while not self._ready.is_set() and self._ended == ended_before:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ready.wait(), min(left_s, 0.05))
         return self._ready.is_set()
 
     async def stop(self, timeout_s: float) -> bool:
@@ -194,12 +193,6 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-
-    async def _first_end(self) -> None:
-        while self._process is None and self.exit_code is None:
-            await asyncio.sleep(0.01)
-        if self._process is not None:
-            await self._process.wait()
 
     async def _supervise(self) -> None:
         try:
@@ -228,16 +221,11 @@ class Child:
         """Start a process, serve it to its end, and say why it ended."""
         self.state = "starting"
         self._ready.clear()
-        self._heard_s = self._started_s = time.monotonic()
+        self._heard_s = time.monotonic()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_LINE_BYTES,
-                env=self._environment(),
-            )
+            process = await self._spawn()
         except OSError as error:
+            self._ended += 1
             log.error("child_not_started", child=self.name, error=str(error))  # noqa: TRY400
             self.exit_code = -1
             return "spawn"
@@ -248,7 +236,25 @@ class Child:
         silent = await self._serve(process)
         self.exit_code = await process.wait()
         self._ready.clear()
+        self._ended += 1
         return _reason(self.exit_code, silent=silent)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """Start a process; one that appears while we are cancelled is not left behind."""
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *self._argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_BYTES,
+                env=self._environment(),
+            )
+        )
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            (await starting).kill()
+            raise
 
     async def _serve(self, process: asyncio.subprocess.Process) -> bool:
         """Read events until the process ends; True if it was killed for its silence."""

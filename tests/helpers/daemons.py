@@ -1,0 +1,179 @@
+"""A real daemon in a real process, and a detector that sends to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def config_text(directory: Path, port: int, *, more: str = "", sinks: str = "") -> str:
+    return f"""
+name = "test"
+[source]
+kind = "array"
+address = "tcp://127.0.0.1:{port}"
+bind = true
+run_timeout_s = 1.0
+[denoiser]
+kind = "kalman"
+[calibration]
+frames = 4
+{sinks}
+[rings]
+raw_mib = 64
+clean_mib = 64
+[service]
+http = "127.0.0.1:0"
+runtime_directory = "{directory / "run"}"
+log = "json"
+max_backlog_frames = 4000
+{more}
+"""
+
+
+def get(url: str, timeout: float = 5.0) -> tuple[int, bytes]:
+    try:
+        with OPENER.open(url, timeout=timeout) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+class RunningDaemon:
+    """Handle of one ``quietbeam run``."""
+
+    def __init__(self, process: subprocess.Popen, directory: Path, config: Path, port: int) -> None:
+        self.process, self.directory, self.config, self.port = process, directory, config, port
+        self.log_path = directory / "daemon.log"
+
+    @property
+    def url(self) -> str:
+        return (self.directory / "run" / "address").read_text().strip()
+
+    @property
+    def token(self) -> str:
+        return (self.directory / "run" / "control-token").read_text().strip()
+
+    def status(self) -> dict:
+        return json.loads(get(f"{self.url}/api/v1/status")[1])
+
+    def events(self, name: str) -> list[dict]:
+        lines = [line for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == name]
+
+    def wait_for(self, condition, timeout_s: float = 20.0, what: str = "condition"):
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"daemon ended with {self.process.returncode}: {self.log()}")
+            try:
+                status = self.status()
+            except (OSError, ValueError):
+                status = None
+            if status is not None and condition(status):
+                return status
+            time.sleep(0.05)
+        raise AssertionError(f"{what} did not come true: {self.log()}")
+
+    def control(self, command: str, *values: str) -> subprocess.CompletedProcess:
+        argv = [sys.executable, "-m", "quietbeam", "control", command, *values]
+        return subprocess.run(
+            [*argv, "--config", str(self.config), "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20.0) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+    def log(self) -> str:
+        return self.log_path.read_text()[-6000:]
+
+
+@contextmanager
+def started(directory: Path, text: str, port: int) -> Iterator[RunningDaemon]:
+    """Start a daemon; whatever happens, it and its children are gone afterwards."""
+    config = directory / "config.toml"
+    config.write_text(text)
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    with (directory / "daemon.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "quietbeam", "run", str(config)],
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    try:
+        yield RunningDaemon(process, directory, config, port)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+@contextmanager
+def running(directory: Path, *, more: str = "", sinks: str = "") -> Iterator[RunningDaemon]:
+    """Start a daemon and wait until it takes frames."""
+    port = free_port()
+    with started(directory, config_text(directory, port, more=more, sinks=sinks), port) as daemon:
+        daemon.wait_for(lambda s: s["state"] == "running", 60.0, "state running")
+        yield daemon
+
+
+def frame_pixels(number: int, shape: tuple[int, int] = (32, 48)) -> np.ndarray:
+    """Give image ``number``: noise, with the number written into its first pixel."""
+    pixels = np.random.default_rng(number).poisson(50, shape).astype(np.uint16)
+    pixels[0, 0] = number % 65536
+    return pixels
+
+
+def send_frames(
+    port: int, frames: int, *, rate_hz: float = 200.0, shape=(32, 48), start: int = 0
+) -> int:
+    """Be a detector: push ``frames`` images in array-1.0; give how many left."""
+    from quietbeam.core.events import Frame
+    from quietbeam.offline.sender import open_sender
+    from quietbeam.testing.simulators import encoder, simulated_run
+
+    encode = encoder("array-1.0")
+    run = simulated_run(frame_pixels(0, shape), frames, rate_hz)
+    with open_sender(f"tcp://127.0.0.1:{port}", bind=False) as sender:
+        for message in encode.start(run):
+            sender.send(message)
+        began = time.monotonic()
+        for number in range(start, start + frames):
+            frame = Frame(
+                run=run.run,
+                index=number,
+                time_ns=round(number / rate_hz * 1e9),
+                received_ns=time.monotonic_ns(),
+                pixels=frame_pixels(number, shape),
+            )
+            for message in encode.frame(frame):
+                assert sender.send(message)
+            time.sleep(max(0.0, began + (number - start + 1) / rate_hz - time.monotonic()))
+    return frames
