@@ -211,8 +211,7 @@ def _exported(
                 dynamic_shapes=dims,
             )
     except Exception as error:  # torch raises dozens of kinds here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise EngineError(f"{type(module).__name__} cannot be exported: {reason}") from error
+        raise EngineError(f"{type(module).__name__} cannot be exported: {_root(error)}") from error
     if program is None:
         raise EngineError(f"{type(module).__name__} cannot be exported: torch gave nothing")
     proto = _unprefixed(program.model_proto)
@@ -235,6 +234,13 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _root(error: BaseException) -> str:
+    """First line of what went wrong first; torch wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _open_dims(here: tuple[Tensor, ...], there: tuple[Tensor, ...]) -> Any:
     """Mark as open each dimension that depends on the image shape."""
     auto = torch.export.Dim.AUTO
@@ -242,7 +248,8 @@ def _open_dims(here: tuple[Tensor, ...], there: tuple[Tensor, ...]) -> Any:
         {axis: auto for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]}
         for a, b in zip(here, there, strict=True)
     )
-    return ({2: auto, 3: auto}, open_state)
+    frame = {2: auto, 3: auto}
+    return (frame, open_state) if open_state else (frame,)
 
 
 def _refuse_fixed(proto: onnx.ModelProto, name: str) -> None:
