@@ -14,9 +14,9 @@ from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.errors import DataError, EngineError
 from quietbeam.core.plugin import DenoiserPlugin
 from quietbeam.model.torch_engine import as_module, weights_of
+from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.judge import Judge, Verdict
 from quietbeam.offline.patches import TrainingSet
-from quietbeam.offline.recording import Recording
 from quietbeam.offline.train import Recipe, Training, train
 from quietbeam.registry import find
 
@@ -74,7 +74,7 @@ def build(denoiser: str | DenoiserPlugin) -> tuple[str, StreamingDenoiser]:
 
 
 def choose(
-    recording: Recording,
+    recording: CalibratedSeries,
     denoiser: str | DenoiserPlugin,
     recipe: Recipe,
     fallback: Sequence[str],
@@ -105,7 +105,7 @@ def choose(
     return _Chooser(recording, name, module, recipe, fallback, progress).choose()
 
 
-def _check(recording: Recording, name: str, module: StreamingDenoiser) -> None:
+def _check(recording: CalibratedSeries, name: str, module: StreamingDenoiser) -> None:
     if recording.images and (module.lag or module.window > 1 or module.blind):
         raise DataError(
             f"{recording.run.run}: {name} needs a video, and these are single images; "
@@ -116,7 +116,7 @@ def _check(recording: Recording, name: str, module: StreamingDenoiser) -> None:
 class _Chooser:
     def __init__(
         self,
-        recording: Recording,
+        recording: CalibratedSeries,
         name: str,
         module: StreamingDenoiser,
         recipe: Recipe,

@@ -19,9 +19,9 @@ from quietbeam.core.plugin import CorrectionPlugin, DenoiserPlugin
 from quietbeam.model.clean import Estimate, Prepared, to_counts
 from quietbeam.model.engines import build_engine
 from quietbeam.model.fuse import fuse
+from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
 from quietbeam.offline.figures import Figures, Sample
-from quietbeam.offline.recording import Recording
 from quietbeam.offline.series import Series
 from quietbeam.offline.train import Recipe
 
@@ -137,7 +137,7 @@ def denoise(
     series = _array_series(array)
     recipe = recipe or Recipe(minutes=minutes, steps=steps, seed=seed)
     began = time.monotonic()
-    with Recording(series, corrections, mask, images=images) as recording:
+    with CalibratedSeries(series, corrections, mask, images=images) as recording:
         choice = choose(recording, denoiser, recipe, fallback, progress)
         clean = np.empty(series.shape, np.float32)
         sd = np.empty(series.shape, np.float32)
@@ -179,7 +179,9 @@ class CleanFrame:
     estimate: Estimate
 
 
-def cleaned(recording: Recording, choice: Choice, progress: Progress) -> Iterator[CleanFrame]:
+def cleaned(
+    recording: CalibratedSeries, choice: Choice, progress: Progress
+) -> Iterator[CleanFrame]:
     """Give every frame of ``recording``, in order, cleaned by ``choice``.
 
     Only a few frames are in memory at a time.
@@ -198,7 +200,7 @@ def cleaned(recording: Recording, choice: Choice, progress: Progress) -> Iterato
         yield CleanFrame(index, clean, sd, estimate)
 
 
-def _estimates(recording: Recording, choice: Choice) -> Iterator[Estimate]:
+def _estimates(recording: CalibratedSeries, choice: Choice) -> Iterator[Estimate]:
     if choice.module is None:
         for i in range(len(recording)):
             prepared = recording.prepared(i)
@@ -218,7 +220,7 @@ def _estimates(recording: Recording, choice: Choice) -> Iterator[Estimate]:
 
 
 def blind_estimates(
-    engine: Engine, recording: Recording
+    engine: Engine, recording: CalibratedSeries
 ) -> Iterator[tuple[Prepared, NDArray[np.float32], NDArray[np.float32]]]:
     """Run ``engine`` over ``recording``: (frame, mean, variance), one for each frame, in order.
 
@@ -253,7 +255,7 @@ def blind_estimates(
 
 
 def make_report(
-    recording: Recording,
+    recording: CalibratedSeries,
     choice: Choice,
     figures: Figures,
     asked: str,

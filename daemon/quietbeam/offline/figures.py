@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from quietbeam.model.clean import Estimate
 from quietbeam.model.stabilise import NoiseModel
+from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.judge import Verdict
 from quietbeam.offline.quality import Whiteness, local_sd_ratio, to_db, whiteness
-from quietbeam.offline.recording import Recording
 
 
 class Estimated(TypedDict):
@@ -20,6 +20,7 @@ class Estimated(TypedDict):
 
     psnr_raw_db: float
     psnr_clean_db: float
+    psnr_error_db: float
     peak: float
     trusted: bool
 
@@ -34,8 +35,10 @@ class Figures:
 
     Attributes:
         psnr_raw_db: Estimated PSNR of the corrected frames.
-        psnr_clean_db: Estimated PSNR of the cleaned frames, on guards; a lower
-            bound where the error is too small to be told from none.
+        psnr_clean_db: Estimated PSNR of the cleaned frames, on guards; where the
+            error cannot be told from none, that of a thousandth of the noise.
+        psnr_error_db: Standard error of ``psnr_clean_db``, from the spread over guards.
+        psnr_error_db: Standard error of ``psnr_clean_db``, from the spread over guards.
         peak: What the PSNRs refer to: span of the cleaned frames, counts.
         trusted: The noise looks zero-mean, so that the PSNRs hold.
         local_sd_ratio: Mean 3 x 3 x 3 standard deviation, cleaned over raw.
@@ -48,6 +51,7 @@ class Figures:
 
     psnr_raw_db: float
     psnr_clean_db: float
+    psnr_error_db: float
     peak: float
     trusted: bool
     local_sd_ratio: float
@@ -61,7 +65,7 @@ class Figures:
 class Sample:
     """The middle of a recording: at most 64 frames of 256 x 256 pixels."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: CalibratedSeries) -> None:
         self._noise = recording.noise
         total, (h, w) = len(recording), recording.shape
         self._count = min(total, _FRAMES)
@@ -112,7 +116,7 @@ def _no_whiteness() -> Whiteness:
 def estimated(noise: NoiseModel, verdict: Verdict | None) -> Estimated:
     """Give the estimated PSNRs: all that is known before the frames are cleaned."""
     trusted = not noise.impulsive and (noise.gain > 0 or noise.offset_variance > 0)
-    raw = clean = peak = float("nan")
+    raw = clean = error = peak = float("nan")
     if verdict is not None:
         peak = verdict.peak
         if trusted and peak > 0 and np.isfinite(verdict.mse).any():
@@ -120,4 +124,12 @@ def estimated(noise: NoiseModel, verdict: Verdict | None) -> Estimated:
             raw = to_db(variance, peak)
             # An error of a thousandth of the noise is as small as can be told.
             clean = to_db(max(mse, 1e-3 * variance), peak)
-    return {"psnr_raw_db": raw, "psnr_clean_db": clean, "peak": peak, "trusted": trusted}
+            spread = float(np.nanstd(verdict.mse)) / np.sqrt(np.isfinite(verdict.mse).sum())
+            error = float(10 / np.log(10) * spread / max(mse, 1e-3 * variance))
+    return {
+        "psnr_raw_db": raw,
+        "psnr_clean_db": clean,
+        "psnr_error_db": error,
+        "peak": peak,
+        "trusted": trusted,
+    }

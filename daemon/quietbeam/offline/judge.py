@@ -21,6 +21,7 @@ _CLASSICAL_MEMORY = 40
 _EDGE_PX = 8
 """A patch has no neighbours: its rim is not judged."""
 _OUTLIER = 3.0
+_TOGETHER = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,20 +88,24 @@ class Judge:
 
     def __call__(self, denoiser: StreamingDenoiser) -> Verdict:
         """Judge ``denoiser``, a torch module with its weights; on the CPU."""
-        rows = [self._one(denoiser, place) for place in self.places]
-        table = np.array(rows, np.float64).reshape(-1, 6)
-        return Verdict(*table.T)
-
-    def _one(self, denoiser: StreamingDenoiser, place: Place) -> tuple[float, ...]:
         past = max(0, denoiser.window - 1 - denoiser.lag)
         if not denoiser.trainable:
             past = max(past, _CLASSICAL_MEMORY)
-        clip, valid = self._data.clips([place], self._side, past, denoiser.lag)
-        mean, variance = _blind(denoiser, clip[0], past)
-        y, ok = clip[0, past], valid[0, past]
+        rows = []
+        for start in range(0, len(self.places), _TOGETHER):
+            places = self.places[start : start + _TOGETHER]
+            clips, valid = self._data.clips(places, self._side, past, denoiser.lag)
+            mean, variance = _blind(denoiser, clips, past)
+            for n, place in enumerate(places):
+                rows.append(self._row(place, clips[n, past], valid[n, past], mean[n], variance[n]))
+        return Verdict(*np.array(rows, np.float64).reshape(-1, 6).T)
+
+    def _row(
+        self, place: Place, y: Float, ok: NDArray[np.bool_], mean: Float, variance: Float
+    ) -> tuple[float, ...]:
         z, _, weight = fuse(mean, variance, y, ok)
         judged = self._data.learnable(place, self._side, 0, 0, guards=True)
-        use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & _inner(y.shape)
+        use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & self._inner(y.shape)
         if not use.any():
             return (np.nan,) * 6
         counts, clean = measured_counts(y, self._stabiliser), self._stabiliser.inverse(z)
@@ -122,12 +127,21 @@ class Judge:
             *map(float, np.percentile(clean[use], (0.5, 99.5))),
         )
 
+    def _inner(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """All but the rim, unless the patch is the whole image."""
+        inner = np.zeros(shape, np.bool_)
+        edge = 0 if max(self._data.shape) <= self._side or min(shape) < 4 * _EDGE_PX else _EDGE_PX
+        inner[edge : shape[0] - edge, edge : shape[1] - edge] = True
+        return inner
+
     def _noise(self, place: Place, use: NDArray[np.bool_], clean: Float) -> float:
         """Noise variance, counts squared: of these pixels if there are frames around, else fitted.
 
-        An error of a percent here is one of decibels in a good estimate.
+        An error of a percent here is one of decibels in a good estimate.  Of
+        the second differences only the one that shares the measured frame's
+        own noise is taken: most of that noise then drops out of the estimate.
         """
-        around, valid = self._data.clips([place], self._side, 2, 2)
+        around, valid = self._data.clips([place], self._side, 1, 1)
         counts = measured_counts(around[0], self._stabiliser)
         pixels = use & valid[0].all(0)
         if self._data.images or not pixels.any():
@@ -148,22 +162,19 @@ def measured_counts(z: Float, stabiliser: Stabiliser) -> Float:
     return np.asarray(noise.gain * (z**2 / 4 - 0.375 - read) + pedestal, np.float32)
 
 
-def _inner(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    inner = np.zeros(shape, np.bool_)
-    edge = _EDGE_PX if min(shape) >= 4 * _EDGE_PX else 0
-    inner[edge : shape[0] - edge, edge : shape[1] - edge] = True
-    return inner
+def _blind(denoiser: StreamingDenoiser, clips: Float, target: int) -> tuple[Float, Float]:
+    """(mean, variance) of frame ``target`` of (n, t, h, w), made without it; ``lag`` follow.
 
-
-def _blind(denoiser: StreamingDenoiser, clip: Float, target: int) -> tuple[Float, Float]:
-    """(mean, variance) of frame ``target`` of (t, h, w), made without it; ``lag`` frames follow."""
-    frames = torch.from_numpy(clip)
+    Returns:
+        (n, h, w) each.
+    """
+    frames = torch.from_numpy(clips)
     with torch.inference_mode():
         if not denoiser.blind:
-            mean = denoiser.blind_estimate(frames)[target]
-            return mean.numpy(), np.zeros(clip.shape[1:], np.float32)
-        state = denoiser.initial_state(1, *clip.shape[1:])
-        mean = variance = frames[0]
-        for frame in frames:
-            mean, variance, state = denoiser.forward(frame[None, None], state)
-    return mean.reshape(clip.shape[1:]).numpy(), variance.reshape(clip.shape[1:]).numpy()
+            means = [denoiser.blind_estimate(clip)[target] for clip in frames]
+            return torch.stack(means).numpy(), np.zeros_like(clips[:, 0])
+        state = denoiser.initial_state(len(frames), *clips.shape[2:])
+        mean = variance = frames[:, :1]
+        for i in range(clips.shape[1]):
+            mean, variance, state = denoiser.forward(frames[:, i : i + 1], state)
+        return mean[:, 0].numpy(), variance[:, 0].numpy()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quietbeam.offline.recording import Recording
+from quietbeam.offline.calibrated import CalibratedSeries
 
 Float = NDArray[np.float32]
 Valid = NDArray[np.bool_]
@@ -25,7 +25,7 @@ _TILE_PX = 16
 
 def guard_period(frames: int) -> int:
     """Every how many frames one is a guard: 16, fewer so that short recordings have some."""
-    return min(16, max(3, frames // 4))
+    return min(16, max(3, frames // 6))
 
 
 def is_guard(index: int, frames: int) -> bool:
@@ -92,8 +92,9 @@ class TrainingSet:
     frames spread evenly over it, and if need be by parts of the image.
     """
 
-    def __init__(self, recording: Recording, memory_bytes: int, seed: int = 0) -> None:
+    def __init__(self, recording: CalibratedSeries, memory_bytes: int, seed: int = 0) -> None:
         self.images = recording.images
+        self.shape = recording.shape
         self._frames = len(recording)
         self._tiles = guard_tiles(recording.shape) if self.images else None
         rng = np.random.default_rng([seed, 5])
@@ -178,7 +179,11 @@ class TrainingSet:
 
     @staticmethod
     def _read(
-        recording: Recording, first: int, count: int, corner: tuple[int, int], size: tuple[int, int]
+        recording: CalibratedSeries,
+        first: int,
+        count: int,
+        corner: tuple[int, int],
+        size: tuple[int, int],
     ) -> _Block:
         (top, left), (h, w) = corner, size
         z = np.empty((count, h, w), np.float32)
@@ -191,7 +196,7 @@ class TrainingSet:
 
 
 def _cover(
-    recording: Recording, memory_bytes: int, rng: np.random.Generator
+    recording: CalibratedSeries, memory_bytes: int, rng: np.random.Generator
 ) -> list[tuple[int, int, tuple[int, int], tuple[int, int]]]:
     """Choose (first frame, frames, corner, size) of the blocks that fit the memory."""
     t, (h, w) = len(recording), recording.shape

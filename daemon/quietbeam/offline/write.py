@@ -22,10 +22,10 @@ from quietbeam.core.recording import Recorder
 from quietbeam.core.result import Result
 from quietbeam.model import checkpoint
 from quietbeam.model.torch_engine import weights_of
+from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
 from quietbeam.offline.denoise import FALLBACK, CleanFrame, Report, cleaned, make_report
 from quietbeam.offline.figures import Sample, estimated
-from quietbeam.offline.recording import Recording
 from quietbeam.offline.repair import part_of
 from quietbeam.offline.series import open_series, split_spec
 from quietbeam.offline.train import Recipe
@@ -89,7 +89,7 @@ def denoise_file(
     began = time.monotonic()
     with (
         open_series(source) as series,
-        Recording(series, applied, images=images) as recording,
+        CalibratedSeries(series, applied, images=images) as recording,
     ):
         choice = choose(recording, denoiser, recipe, fallback, progress)
         settings = {
@@ -149,7 +149,7 @@ class _Writer:
 
     def __init__(
         self,
-        recording: Recording,
+        recording: CalibratedSeries,
         choice: Choice,
         settings: Mapping[str, Any],
         path: Path,
@@ -237,7 +237,7 @@ class _Writer:
         self._done = True
 
 
-def _run_start(recording: Recording, settings: Mapping[str, Any]) -> RunStart:
+def _run_start(recording: CalibratedSeries, settings: Mapping[str, Any]) -> RunStart:
     text = json.dumps(settings, indent=2, default=str)
     ours = {
         "version": version("quietbeam"),
