@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def config_text(directory: Path, port: int, *, more: str = "", sinks: str = "") -> str:
+def config_text(
+    directory: Path, port: int, *, more: str = "", sinks: str = "", denoiser: str = "kalman"
+) -> str:
     return f"""
 name = "test"
 [source]
@@ -35,7 +37,7 @@ address = "tcp://127.0.0.1:{port}"
 bind = true
 run_timeout_s = 1.0
 [denoiser]
-kind = "kalman"
+kind = "{denoiser}"
 [calibration]
 frames = 4
 {sinks}
@@ -136,10 +138,10 @@ def started(directory: Path, text: str, port: int) -> Iterator[RunningDaemon]:
 
 
 @contextmanager
-def running(directory: Path, *, more: str = "", sinks: str = "") -> Iterator[RunningDaemon]:
+def running(directory: Path, **options: str) -> Iterator[RunningDaemon]:
     """Start a daemon and wait until it takes frames."""
     port = free_port()
-    with started(directory, config_text(directory, port, more=more, sinks=sinks), port) as daemon:
+    with started(directory, config_text(directory, port, **options), port) as daemon:
         daemon.wait_for(lambda s: s["state"] == "running", 60.0, "state running")
         yield daemon
 
@@ -152,7 +154,12 @@ def frame_pixels(number: int, shape: tuple[int, int] = (32, 48)) -> np.ndarray:
 
 
 def send_frames(
-    port: int, frames: int, *, rate_hz: float = 200.0, shape=(32, 48), start: int = 0
+    port: int,
+    frames: int,
+    *,
+    rate_hz: float = 200.0,
+    shape: tuple[int, int] = (32, 48),
+    stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Be a detector: push ``frames`` images in array-1.0; give how many left."""
     from quietbeam.core.events import Frame
@@ -165,7 +172,9 @@ def send_frames(
         for message in encode.start(run):
             sender.send(message)
         began = time.monotonic()
-        for number in range(start, start + frames):
+        for number in range(frames):
+            if stop():
+                return number
             frame = Frame(
                 run=run.run,
                 index=number,
@@ -175,5 +184,5 @@ def send_frames(
             )
             for message in encode.frame(frame):
                 assert sender.send(message)
-            time.sleep(max(0.0, began + (number - start + 1) / rate_hz - time.monotonic()))
+            time.sleep(max(0.0, began + (number + 1) / rate_hz - time.monotonic()))
     return frames

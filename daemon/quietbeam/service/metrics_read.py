@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quietbeam.service.access import ENDPOINTS, REASONS
+from quietbeam.service.sink_driver import REASONS as SINK_DROP_REASONS
 from quietbeam.service.supervise import RESTART_REASONS
 
 STAGES = ("ingest", "denoise", "publish")
@@ -16,7 +17,7 @@ DROP_REASONS: Mapping[str, tuple[str, ...]] = {
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
 LIGHT_DROP_REASONS = ("full", "failed")
-OUTPUT_DROP_REASONS = ("overrun", "disk_full")
+OUTPUT_DROP_REASONS = ("overrun", *SINK_DROP_REASONS)
 
 Status = Mapping[str, Any]
 Sample = tuple[tuple[str, ...], float]

@@ -19,7 +19,8 @@ SINK_PROCESS = python_module("quietbeam.service.sink_process")
 SILENT_S = 20.0
 """A recorder reports every second; after this long it is taken for hung."""
 
-_COUNTS = ("raw_written", "clean_written", "synced", "bytes")
+_OVER_ALL_LIVES = ("raw_written", "clean_written")  # kept in the ring over restarts
+_OF_ONE_LIFE = ("synced", "bytes")
 _RESTART_S = (0.2, 1, 2, 4, 8, 15, 30)  # the first at once: raw recording comes first
 
 log = structlog.get_logger()
@@ -72,7 +73,8 @@ class OutputProcess:
         self.kind = sink.name
         self.status: dict[str, Any] = {"state": "off"}
         self.totals = Totals()
-        self.dropped = Totals()
+        self.written: dict[str, int] = dict.fromkeys(_OVER_ALL_LIVES, 0)
+        self.dropped: dict[str, int] = {}
         self.finished: deque[dict[str, Any]] = deque(maxlen=20)
         self._init: Command = {
             "type": "init",
@@ -88,7 +90,7 @@ class OutputProcess:
             argv,
             greet=self._greet,
             on_event=self._hear,
-            backoff=Backoff(_RESTART_S),
+            backoff=Backoff(_RESTART_S, healthy_s=3.0),
             silent_s=SILENT_S,
             threads=1,
         )
@@ -114,8 +116,8 @@ class OutputProcess:
             "status": self.status,
             "kind": self.kind,
             "up": self.child.up,
-            "totals": self.totals.all(),
-            "dropped_total": self.dropped.all(),
+            "totals": {**self.written, **self.totals.all()},
+            "dropped_total": dict(self.dropped),
             "finished": list(self.finished),
         }
 
@@ -133,11 +135,18 @@ class OutputProcess:
             log.info("recording_finished", output=self.name, **finished)
 
     def _take_status(self, event: dict[str, Any]) -> None:
-        self.totals.update({name: int(event.get(name) or 0) for name in _COUNTS})
-        self.dropped.update({str(k): int(v) for k, v in (event.get("dropped") or {}).items()})
+        self.totals.update({name: int(event.get(name) or 0) for name in _OF_ONE_LIFE})
+        _raise_to(self.written, {name: event.get(name) or 0 for name in _OVER_ALL_LIVES})
+        _raise_to(self.dropped, event.get("dropped") or {})
         before, now = self.status.get("state"), event.get("state")
         self.status = {key: value for key, value in event.items() if key != "type"}
         if now == before:
             return
         speak = log.error if now in {"failed", "disk_full"} else log.info
         speak("output_state", output=self.name, state=now, before=before, file=event.get("file"))
+
+
+def _raise_to(counts: dict[str, int], now: Mapping[str, Any]) -> None:
+    """Take newer readings; a crash may take back a little that was not yet acknowledged."""
+    for name, value in now.items():
+        counts[name] = max(counts.get(name, 0), int(value))

@@ -59,7 +59,7 @@ class Backoff:
     """
 
     delays_s: Sequence[float] = (1, 2, 4, 8, 16, 30)
-    healthy_s: float = 30.0
+    healthy_s: float = 10.0
     _next: int = 0
 
     def after(self, lived_s: float) -> float:
