@@ -1,4 +1,4 @@
-"""A progress bar on the terminal, or nothing where nobody looks."""
+"""Progress on the terminal, or nothing where nobody looks."""
 
 from __future__ import annotations
 
@@ -38,3 +38,18 @@ def bar() -> Iterator[Callable[[str, float], None]]:
             display.update(tasks[what], completed=share)
 
         yield show
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Count something whose end may be unknown; give a function of how much is done by now."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as display:
+        task = display.add_task(what, total=total)
+        yield lambda done: display.update(task, completed=done)
