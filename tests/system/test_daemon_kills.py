@@ -27,13 +27,20 @@ def sinks(tmp_path):
     return RECORDER.format(directory=tmp_path / "files")
 
 
-def kill(daemon, child, times, pause_s):
-    """Kill one child again and again; each time it must have been up before."""
+def kill(daemon, child, times, pause_s, *, up_s=30.0, state="running"):
+    """Kill one child again and again; each time it is another process, in ``state``."""
+    last = None
     for killed in range(times):
         status = daemon.wait_for(
-            lambda s: s["children"][child]["state"] == "running", 30, f"{child} up again"
+            lambda s, last=last: (
+                s["children"][child]["pid"] not in {None, last}
+                and state in {"any", s["children"][child]["state"]}
+            ),
+            up_s,
+            f"{child} up again",
         )
-        os.kill(status["children"][child]["pid"], signal.SIGKILL)
+        last = status["children"][child]["pid"]
+        os.kill(last, signal.SIGKILL)
         daemon.wait_for(
             lambda s, n=killed: s["children"][child]["restarts"]["signal"] > n, what="a restart"
         )
@@ -86,6 +93,31 @@ def test_killing_the_recorder_loses_no_frame(tmp_path):
     assert recorded(tmp_path / "files") == list(range(frames))
 
 
+def test_a_second_sigterm_does_not_wait_for_a_recorder_that_hangs(tmp_path):
+    with running(tmp_path, sinks=sinks(tmp_path)) as daemon:
+        pid = daemon.status()["children"]["hdf5.0"]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        daemon.process.send_signal(signal.SIGTERM)
+        time.sleep(1.0)
+        assert daemon.process.poll() is None
+        began = time.monotonic()
+        assert daemon.stop() == 1
+        assert time.monotonic() - began < 4
+        assert daemon.events("daemon_stopped")[0]["left"] == ["output hdf5.0"]
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_recorder_that_hangs_cannot_keep_the_daemon_for_ten_seconds(tmp_path):
+    with running(tmp_path, sinks=sinks(tmp_path)) as daemon:
+        os.kill(daemon.status()["children"]["hdf5.0"]["pid"], signal.SIGSTOP)
+        began = time.monotonic()
+        assert daemon.stop() == 1
+        assert time.monotonic() - began < 10
+        assert daemon.events("daemon_stopped")[0]["left"] == ["output hdf5.0"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_killing_any_child_twenty_times_loses_no_frame(tmp_path):
@@ -101,7 +133,7 @@ def test_killing_any_child_twenty_times_loses_no_frame(tmp_path):
         sending.start()
         recorder = threading.Thread(target=kill, args=(daemon, "hdf5.0", 14, 3.5))
         recorder.start()
-        kill(daemon, "trainer", 6, 10.5)
+        kill(daemon, "trainer", 6, 2.0, up_s=60, state="any")  # starting or running
         recorder.join()
         done.set()
         sending.join()

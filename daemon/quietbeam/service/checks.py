@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,12 @@ def _can_read(text: str) -> bool:
 
 
 def _can_write(directory: Path) -> bool:
-    return os.access(_existing(directory), os.W_OK | os.X_OK)
+    """Try it, in the nearest directory that exists: rights alone do not tell (root, /proc)."""
+    try:
+        with tempfile.TemporaryFile(dir=_existing(directory)):
+            return True
+    except OSError:
+        return False
 
 
 def _existing(directory: Path) -> Path:

@@ -1,0 +1,203 @@
+"""Which weights are in use: promotion, demotion, roll-back, refusal."""
+
+import asyncio
+import hashlib
+from concurrent.futures import Future
+
+import pytest
+
+from quietbeam.core.errors import EngineError, QuietbeamError
+from quietbeam.service.live_model import LiveModel
+from quietbeam.service.shed import Shed
+from quietbeam.service.training import Trainer
+
+
+class FakePipeline:
+    """Does as it is told; refuses the versions in ``refused``."""
+
+    def __init__(self):
+        self.live, self.offers, self.refused = 0, [], set()
+
+    def offer(self, onnx, checkpoint, version):
+        self.offers.append((onnx, checkpoint, version))
+        done = Future()
+        if version in self.refused:
+            done.set_exception(EngineError("weights do not fit"))
+        else:
+            self.live = version
+            done.set_result(None)
+        return done
+
+    def demote(self):
+        self.live = 0
+
+
+class World:
+    def __init__(self, directory):
+        self.directory = directory
+        self.pipeline, self.notes = FakePipeline(), []
+        self.trainer = Trainer({"type": "init"}, 1, lambda decision: None)
+        self.model = LiveModel(self.pipeline, self.trainer, self.notes.append)
+
+    def promote(self, version, **changes):
+        path = self.directory / f"{version}.safetensors"
+        path.write_bytes(b"weights %d" % version)
+        decision = {
+            "action": "promote",
+            "version": version,
+            "checkpoint": str(path),
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "reason": "better",
+            "denoiser": "quiet",
+        }
+        return self.model.decided(decision | changes)
+
+
+def play(tmp_path, scenario):
+    asyncio.run(scenario(World(tmp_path)))
+
+
+def told(trainer):
+    return next(command["version"] for command in trainer._greet() if command["type"] == "live")
+
+
+def test_a_promotion_goes_live_and_everyone_is_told(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        assert (world.pipeline.live, world.model.version, told(world.trainer)) == (1, 1, 1)
+        assert world.notes[-1]["gate_decision"]["applied"]
+        assert world.notes[-1]["live_version"] == 1
+        assert world.model.swaps["promoted"] == 1
+
+    play(tmp_path, scenario)
+
+
+def test_a_rejection_changes_nothing_and_is_kept(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        await world.model.decided({"action": "reject", "version": 2, "checkpoint": None})
+        assert world.pipeline.live == 1
+        assert world.model.actions["reject"] == 1
+        assert len(world.model.decisions) == len(world.notes) == 2
+
+    play(tmp_path, scenario)
+
+
+def test_weights_the_engine_refuses_leave_the_old_ones_in_use(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        world.pipeline.refused.add(2)
+        await world.promote(2)
+        assert (world.pipeline.live, world.model.version, told(world.trainer)) == (1, 1, 1)
+        assert world.model.swaps["refused"] == 1
+        assert not world.notes[-1]["gate_decision"]["applied"]
+        assert [p.version for p in world.model.promotions] == [1]
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("changes", [{"sha256": "0" * 64}, {"checkpoint": "/nowhere/at/all"}])
+def test_a_file_the_gate_did_not_judge_is_never_offered(tmp_path, changes):
+    async def scenario(world):
+        await world.promote(1, **changes)
+        assert world.pipeline.offers == []
+        assert world.model.version == 0
+        assert world.model.swaps["refused"] == 1
+
+    play(tmp_path, scenario)
+
+
+def test_a_demotion_goes_back_to_the_classical_denoiser(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        await world.model.decided({"action": "demote", "version": 1, "checkpoint": None})
+        assert (world.pipeline.live, world.model.version, told(world.trainer)) == (0, 0, 0)
+
+    play(tmp_path, scenario)
+
+
+def test_rolling_back_goes_one_promotion_back_each_time(tmp_path):
+    async def scenario(world):
+        for version in (1, 2, 3):
+            await world.promote(version)
+        assert await world.model.rollback(None) == 2
+        assert await world.model.rollback(None) == 1
+        assert await world.model.rollback(None) == 0
+        assert world.pipeline.live == 0
+        assert await world.model.rollback(3) == 3
+        assert told(world.trainer) == 3
+        with pytest.raises(QuietbeamError, match=r"no promoted model 9; known: 0 \(classical\), 1"):
+            await world.model.rollback(9)
+
+    play(tmp_path, scenario)
+
+
+def test_weights_that_are_gone_cannot_be_rolled_back_to(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        await world.promote(2)
+        (tmp_path / "1.safetensors").unlink()
+        with pytest.raises(QuietbeamError, match="could not be used"):
+            await world.model.rollback(1)
+        assert world.pipeline.live == 2
+
+    play(tmp_path, scenario)
+
+
+def test_while_the_classical_denoiser_is_held_promotions_wait(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        assert await world.model.use("classical") == 0
+        await world.promote(2)
+        assert (world.pipeline.live, world.model.version) == (0, 0)
+        assert await world.model.use("live") == 2
+        assert world.pipeline.live == 2
+
+    play(tmp_path, scenario)
+
+
+def test_a_reset_forgets_every_promotion(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        await world.model.reset()
+        assert world.pipeline.live == 0
+        with pytest.raises(QuietbeamError, match="no promoted model 1"):
+            await world.model.rollback(1)
+
+    play(tmp_path, scenario)
+
+
+def test_a_new_trainer_is_told_what_the_last_one_knew():
+    trainer = Trainer({"type": "init", "raw_ring": "r"}, 1, lambda decision: None)
+    noise = {"run": "a", "gain": 2.0, "offset_variance": 1.0, "impulsive": False}
+    trainer.calibrated(noise)
+    trainer.live(4)
+    trainer.freeze("operator")
+    trainer.freeze("overload")
+    trainer.resume("operator")
+    assert list(trainer._greet()) == [
+        {"type": "init", "raw_ring": "r"},
+        {
+            "type": "calibration",
+            "run": "a",
+            "gain": 2.0,
+            "offset_variance": 1.0,
+            "impulsive": False,
+        },
+        {"type": "live", "version": 4},
+        {"type": "freeze"},
+    ]
+    trainer.resume("overload")
+    assert {"type": "freeze"} not in list(trainer._greet())
+
+
+def test_training_rests_under_load_and_goes_on_only_after_a_calm_time():
+    shed = Shed(calm_s=5)
+    assert not shed.update(0.5, 0)
+    assert shed.update(0.8, 1)
+    assert shed.update(0.5, 2)
+    assert shed.update(0.1, 3)
+    assert shed.update(0.3, 7)
+    assert shed.update(0.1, 8)
+    assert shed.update(0.1, 12)
+    assert not shed.update(0.1, 13)
