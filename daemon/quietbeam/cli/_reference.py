@@ -50,8 +50,8 @@ uses it. An unknown table or key is an error. `kind` picks a plugin. Units stand
 |---|---|
 {files}
 
-On SIGHUP or `quietbeam control reload` the file is validated first; {live} are then
-applied while frames flow, all else is reported and waits for a restart.
+On SIGHUP or `quietbeam control reload` the file is validated first. These keys are then applied
+while frames flow; all else is reported and waits for a restart: {live}.
 """
 
 
@@ -166,8 +166,9 @@ def readme(directory: Path) -> str:
 
 def _files(directory: Path) -> str:
     """List the configurations with the comment on their first line."""
-    lines = [(path.name, path.open().readline()) for path in sorted(directory.glob("*.toml"))]
-    return "\n".join(f"| `{name}` | {line.lstrip('# ').strip()} |" for name, line in lines)
+    paths = sorted(directory.glob("*.toml"))
+    lines = [(path.name, path.read_text().split("\n", 1)[0].lstrip("# ")) for path in paths]
+    return "\n".join(f"| `{name}` | {line.strip()} |" for name, line in lines)
 
 
 _NAME_KEY = {
