@@ -137,11 +137,11 @@ def test_three_frames_prove_nothing_however_many_tiles_they_have():
 
 def test_equally_good_denoisers_are_hardly_ever_told_apart():
     promoted = 0
-    for seed in range(100):
+    for seed in range(60):
         world = World(seed)
         a, b = (world.scores(world.truth + world.smooth(0.3, 6)) for _ in range(2))
         promoted += paired_gain(a, b, Noise()).exceeds(2)
-    assert promoted <= 7  # one-sided 2 s.e. is 2.3 %
+    assert promoted <= 5  # one-sided 2 s.e. is 2.3 %
 
 
 def test_scores_of_different_tiles_are_not_compared():
@@ -293,6 +293,15 @@ def test_a_calibration_that_fits_the_data_is_trusted_and_another_is_replaced():
     assert measured_noise(world.off_by(0.2)).variance == 1.0
     world.measure(np.sqrt(2))
     assert measured_noise(world.off_by(0.6)).variance == pytest.approx(2, rel=0.05)
+
+
+def test_a_scene_that_moves_is_not_taken_for_noise():
+    world = World()
+    steps = 3 * world.smooth(1.0, 4)[:, 0]
+    world.three[:, 2] += steps
+    classical = world.off_by(1.0)
+    assert classical.raw_power.mean() > 1.5
+    assert measured_noise(classical).variance == 1.0
 
 
 def test_correlated_detector_noise_is_not_held_against_the_candidate():

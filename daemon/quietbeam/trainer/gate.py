@@ -31,10 +31,10 @@ Values = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 BLOCK_PX = 32
-RESIDUAL_CAP = 6.0
+RESIDUAL_CAP = 8.0
 """Residuals count up to this many noise s.d.: one cosmic ray must not decide."""
 HUBER = 1.0
-_CALIBRATED = (0.9, 1.15)
+_CALIBRATED = (0.9, 1.2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,14 +227,19 @@ class Noise:
 def measured_noise(classical: Scores, *, impulsive: bool = False) -> Noise:
     """Trust the calibration (variance one) unless the data contradict it clearly.
 
-    Second temporal differences and the residual of the classical denoiser are
-    both at least as large as the noise, so the smaller one is the better
-    bound.  A wrong variance would favour whoever takes more, or less, of the
-    measured frame into its output.
+    A wrong variance would favour whoever takes more, or less, of the measured
+    frame into its output.  Second temporal differences and the residual of the
+    classical denoiser are at least as large as the noise: if both are small,
+    so is the noise.  If they are large it may be the noise or the scene; only
+    what neighbouring pixels do not share is surely noise.
     """
-    bound = float(min(classical.raw_power.mean(), classical.power.mean()))
+    raw = float(classical.raw_power.mean())
+    bound = min(raw, float(classical.power.mean()))
+    alone = min(bound, raw - float(classical.raw_spatial.mean()))
     low, high = _CALIBRATED
-    return Noise(1.0 if low <= bound <= high else bound, impulsive)
+    if bound < low:
+        return Noise(bound, impulsive)
+    return Noise(alone if alone > high else 1.0, impulsive)
 
 
 def paired_gain(reference: Scores, candidate: Scores, noise: Noise) -> Gain:
