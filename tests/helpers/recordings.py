@@ -175,18 +175,18 @@ class SinkProcess:
     def stop(self, timeout_s=20.0):
         self.send(type="stop")
         code = self.process.wait(timeout_s)
-        self._close()
+        self.close()
         return code
 
     def kill(self):
         self.process.kill()
         self.process.wait()
-        self._close()
+        self.close()
 
     def last_status(self):
         return [e for e in self.events if e["type"] == "status"][-1]
 
-    def _close(self):
+    def close(self):
         for thread in self._threads:
             thread.join(5)
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -202,3 +202,4 @@ def sink_process(rings, settings, **more):
     finally:
         if child.process.poll() is None:
             child.kill()
+        child.close()

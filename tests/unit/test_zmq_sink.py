@@ -185,7 +185,7 @@ def test_a_puller_that_is_too_slow_is_counted_and_everything_adds_up(opened):
         deadline = time.monotonic() + 5
         while not sink.sent and time.monotonic() < deadline:
             sink.write(result(0, shape=shape))
-        for index in range(1, 2000):
+        for _ in range(2000):
             sink.write(result(0, shape=shape))
             if sink.dropped["slow"]:
                 break
