@@ -13,13 +13,12 @@ from typing import Any
 
 import structlog
 
-from quietbeam import __version__
 from quietbeam.config import Config
 from quietbeam.core.errors import ConfigError
 from quietbeam.core.ledger import Ledger
+from quietbeam.core.ring import RingWriter
 from quietbeam.model.engines import cache_directory
 from quietbeam.pipeline.pipeline import Pipeline, Rings
-from quietbeam.service import status as accounts
 from quietbeam.service.access import Access, own_names
 from quietbeam.service.control import Control
 from quietbeam.service.health import alive
@@ -33,6 +32,7 @@ from quietbeam.service.reload import Reload, Reloader
 from quietbeam.service.rings import open_rings
 from quietbeam.service.runtime import RuntimeDirectory, directory_for
 from quietbeam.service.shed import Shed
+from quietbeam.service.status import Parts, left_over, summary
 from quietbeam.service.supervise import Child
 from quietbeam.service.systemd import Notifier
 from quietbeam.service.telemetry import Telemetry
@@ -86,8 +86,8 @@ class Daemon:
         self._ledger = Ledger()
         self._shed = Shed()
         self._state = "starting"
-        self._began_s = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._killed: list[str] = []
 
     @property
     def config(self) -> Config:
@@ -122,9 +122,9 @@ class Daemon:
         self._runtime = stack.enter_context(RuntimeDirectory(directory))
         listener = stack.enter_context(listen(service.http))
         sizes = (config.rings.raw_mib * MIB, config.rings.clean_mib * MIB)
-        self._ring_bytes = dict(zip(("raw", "clean"), sizes, strict=True))
+        self._ring_bytes: dict[str, int] = dict(zip(("raw", "clean"), sizes, strict=True))
         rings = stack.enter_context(open_rings(config.name, *sizes, directory))
-        self._rings = dict(zip(("raw", "clean"), rings, strict=True))
+        self._rings: dict[str, RingWriter] = dict(zip(("raw", "clean"), rings, strict=True))
         self._pipeline = Pipeline(config, Rings(*rings), self._ledger)
         self._outputs = self._make_outputs()
         self._trainable = config.denoiser.plugin.build().trainable
@@ -134,6 +134,20 @@ class Daemon:
         self._model = LiveModel(self._pipeline, self._trainer, self._note)
         self._threads = Threads(self._pipeline.bodies())
         self._make_http(listener)
+        self._parts = Parts(
+            reloader=self._reloader,
+            notifier=self._notifier,
+            ledger=self._ledger,
+            pipeline=self._pipeline,
+            rings=self._rings,
+            ring_bytes=self._ring_bytes,
+            outputs=self._outputs,
+            trainer=self._trainer,
+            model=self._model,
+            threads=self._threads,
+            access=self._access,
+            shed=self._shed,
+        )
 
     def _make_outputs(self) -> dict[str, OutputProcess]:
         outputs = {}
@@ -246,7 +260,7 @@ class Daemon:
         if self._shed.update(fill, time.monotonic()) != resting:
             self._rest(on=not resting, fill=fill)
         if self._state == "running":
-            self._notifier.status(_summary(snapshot))
+            self._notifier.status(summary(snapshot))
 
     def _rest(self, *, on: bool, fill: float) -> None:
         if on:
@@ -311,17 +325,22 @@ class Daemon:
             for ring in self._rings.values():
                 ring.close()
             left_s = max(deadline_s - time.monotonic() - 0.2, 0.1)
-            await asyncio.gather(*(o.child.stop(left_s) for o in self._outputs.values()))
+            await asyncio.gather(*(self._stop_output(o, left_s) for o in self._outputs.values()))
             await trainer
         finally:
             trainer.cancel()
 
+    async def _stop_output(self, output: OutputProcess, timeout_s: float) -> None:
+        if not await output.child.stop(timeout_s):
+            self._killed.append(output.name)
+
     def _left(self) -> list[str]:
         """Name what did not come to its end."""
         left = [f"thread {name}" for name in self._threads.left]
-        left += [f"output {name}" for name, o in self._outputs.items() if o.child.pid is not None]
-        stages, rings = self._stages(), self._ring_accounts()
-        return left + accounts.left_over(stages, rings, [*self._outputs, "denoise"])
+        hanging = {name for name, output in self._outputs.items() if output.child.pid is not None}
+        left += [f"output {name}" for name in sorted({*self._killed, *hanging})]
+        stages, rings = self._parts.stages(), self._parts.ring_accounts()
+        return left + left_over(stages, rings, [*self._outputs, "denoise"])
 
     def _verdict(self, left: list[str]) -> int:
         failures = {name: repr(error) for name, error in self._threads.failures.items()}
@@ -334,8 +353,8 @@ class Daemon:
             exit_code=code,
             failures=failures,
             left=left,
-            stages=self._stages(),
-            rings=self._ring_accounts(),
+            stages=self._parts.stages(),
+            rings=self._parts.ring_accounts(),
         )
         return code
 
@@ -348,75 +367,9 @@ class Daemon:
             task.cancel()
         await self._http.stop()
 
-    # -- status -------------------------------------------------------------------------
-
     def snapshot(self) -> dict[str, Any]:
         """Describe everything at one moment."""
-        pipeline = self._pipeline.snapshot()
-        stages, rings = self._stages(), self._ring_accounts()
-        rejected = self._ledger.notes("rejected")
-        children = {name: output.child for name, output in self._outputs.items()}
-        children["trainer"] = self._trainer.child
-        return {
-            "name": self.config.name,
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": self._state,
-            "uptime_s": round(time.monotonic() - self._began_s, 3),
-            "config": self._reloader.account(),
-            "source": _source(self.config.source.name, pipeline),
-            "pipeline": pipeline,
-            "ledger": stages,
-            "sinks": [f"{s.name}.{n}" for n, s in enumerate(self.config.sinks)],
-            "rings": rings,
-            "balanced": accounts.is_balanced(stages, rings),
-            "rejected": rejected,
-            "missing": sum(self._ledger.notes("missing").values()),
-            "queues": self._queues(pipeline),
-            "degradation": self._degradation(),
-            "model": self._model.account(),
-            "trainer": self._trainer.account(),
-            "decisions": list(self._model.decisions),
-            "outputs": {name: output.account() for name, output in self._outputs.items()},
-            "children": {name: child.account() for name, child in children.items()},
-            "threads": self._thread_account(),
-            "heartbeats": pipeline["heartbeat_age_s"],
-            "auth_failures": {f"{e}:{r}": n for (e, r), n in self._access.failures.items()},
-            "watchdog_last_ping_unix_s": self._notifier.last_ping_s,
-        }
-
-    def _stages(self) -> dict[str, dict[str, Any]]:
-        return accounts.stages_account(self._ledger)
-
-    def _ring_accounts(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: accounts.ring_account(ring, self._ring_bytes[name])
-            for name, ring in self._rings.items()
-        }
-
-    def _thread_account(self) -> dict[str, Any]:
-        failed = {name: repr(error) for name, error in self._threads.failures.items()}
-        return {"started": self._threads.started, "running": self._threads.left, "failed": failed}
-
-    def _queues(self, pipeline: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-        room = self.config.service.max_backlog_frames
-        return {"frames": {"denoise": pipeline["backlog"]}, "capacity": {"denoise": room}}
-
-    def _degradation(self) -> str:
-        return "training_paused" if self._shed.active else "normal"
-
-
-def _source(kind: str, pipeline: Mapping[str, Any]) -> dict[str, Any]:
-    state = str(pipeline["source"])
-    return {"kind": kind, "state": state, "up": not state.startswith(("failed", "ended"))}
-
-
-def _summary(status: Mapping[str, Any]) -> str:
-    pipeline = status["pipeline"]
-    return (
-        f"{status['source']['state']}, {pipeline['received_hz']:.1f} frames/s, "
-        f"model {status['model']['version']}"
-    )
+        return self._parts.snapshot(self._state)
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:

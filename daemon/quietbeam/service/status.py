@@ -2,13 +2,115 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from quietbeam import __version__
+from quietbeam.config import Config
 from quietbeam.core.ledger import Ledger, StageCount
 from quietbeam.core.ring import ReaderCount, RingWriter
+from quietbeam.pipeline.pipeline import Pipeline
+from quietbeam.service.access import Access
+from quietbeam.service.lifecycle import Threads
+from quietbeam.service.live_model import LiveModel
+from quietbeam.service.outputs import OutputProcess
+from quietbeam.service.reload import Reloader
+from quietbeam.service.shed import Shed
+from quietbeam.service.systemd import Notifier
+from quietbeam.service.training import Trainer
 
-DONE = frozenset({"closed", "ended"})
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """Everything the status is read from."""
+
+    reloader: Reloader
+    notifier: Notifier
+    ledger: Ledger
+    pipeline: Pipeline
+    rings: Mapping[str, RingWriter]
+    ring_bytes: Mapping[str, int]
+    outputs: Mapping[str, OutputProcess]
+    trainer: Trainer
+    model: LiveModel
+    threads: Threads
+    access: Access
+    shed: Shed
+    began_s: float = field(default_factory=time.monotonic)
+
+    def snapshot(self, state: str) -> dict[str, Any]:
+        """Describe everything at one moment; ``state`` is the daemon's."""
+        pipeline, config = self.pipeline.snapshot(), self.reloader.config
+        stages, rings = self.stages(), self.ring_accounts()
+        return {
+            "name": config.name,
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": state,
+            "uptime_s": round(time.monotonic() - self.began_s, 3),
+            "config": self.reloader.account(),
+            "source": _source(config.source.name, pipeline),
+            "pipeline": pipeline,
+            "ledger": stages,
+            "sinks": [f"{sink.name}.{number}" for number, sink in enumerate(config.sinks)],
+            "rings": rings,
+            "balanced": is_balanced(stages, rings),
+            "rejected": self.ledger.notes("rejected"),
+            "missing": sum(self.ledger.notes("missing").values()),
+            "queues": _queues(config, pipeline),
+            "degradation": "training_paused" if self.shed.active else "normal",
+            "model": self.model.account(),
+            "trainer": self.trainer.account(),
+            "decisions": list(self.model.decisions),
+            "outputs": {name: output.account() for name, output in self.outputs.items()},
+            "children": self.children(),
+            "threads": self.thread_account(),
+            "heartbeats": pipeline["heartbeat_age_s"],
+            "auth_failures": {f"{e}:{r}": n for (e, r), n in self.access.failures.items()},
+            "watchdog_last_ping_unix_s": self.notifier.last_ping_s,
+        }
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """Give every stage's account."""
+        return stages_account(self.ledger)
+
+    def ring_accounts(self) -> dict[str, dict[str, Any]]:
+        """Give both rings' accounts, with all readers."""
+        return {
+            name: ring_account(ring, self.ring_bytes[name]) for name, ring in self.rings.items()
+        }
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        """Give the account of every child process."""
+        found = {name: output.child.account() for name, output in self.outputs.items()}
+        return found | {"trainer": self.trainer.child.account()}
+
+    def thread_account(self) -> dict[str, Any]:
+        """Say which threads were started, run and failed."""
+        failed = {name: repr(error) for name, error in self.threads.failures.items()}
+        return {"started": self.threads.started, "running": self.threads.left, "failed": failed}
+
+
+def summary(status: Mapping[str, Any]) -> str:
+    """Say how it goes in one line, for ``systemctl status``."""
+    pipeline = status["pipeline"]
+    return (
+        f"{status['source']['state']}, {pipeline['received_hz']:.1f} frames/s, "
+        f"model {status['model']['version']}"
+    )
+
+
+def _source(kind: str, pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    state = str(pipeline["source"])
+    return {"kind": kind, "state": state, "up": not state.startswith(("failed", "ended"))}
+
+
+def _queues(config: Config, pipeline: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    room = config.service.max_backlog_frames
+    return {"frames": {"denoise": pipeline["backlog"]}, "capacity": {"denoise": room}}
 
 
 def stages_account(ledger: Ledger) -> dict[str, dict[str, Any]]:
