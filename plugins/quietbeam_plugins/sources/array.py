@@ -61,7 +61,7 @@ class ArrayDecoder:
 
     def __init__(self, settings: Array) -> None:
         self._settings = settings
-        self._machine = SeriesMachine(settings.run_timeout_s, settings.grace_s)
+        self._machine = SeriesMachine(settings.run_timeout_s, has_ends=False)
         self._header: _Header | None = None
         self._skip_payload = False
         self._multipart = False

@@ -38,6 +38,7 @@ _CODECS: Mapping[str, Codec] = {
 }
 _DECTRIS_ENCODING = re.compile(r"(?:(bs)(\d*))?-?(lz4)?([<>]?)")
 _HEADER = struct.Struct(">QI")
+_BLANK = bytes(_HEADER.size)
 _BLOCK_BYTES = 8192
 _MAX_JSON_BYTES = 4 << 20
 
@@ -233,7 +234,10 @@ def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
     framed = len(blob) >= _HEADER.size and int.from_bytes(blob[:8], "big") == size
     skip = 0
     if not framed and codec == "bslz4":
-        blob = _HEADER.pack(size, _BLOCK_BYTES) + blob
+        # libertem-dectris' simulator sends the header, but leaves it blank.
+        blocks = blob[_HEADER.size :] if bytes(blob[: _HEADER.size]) == _BLANK else blob
+        end = _blocks_end(blocks, itemsize, size)
+        blob = _HEADER.pack(size, _BLOCK_BYTES) + blocks[:end]
     elif not framed:
         blob, skip = _framed_lz4(blob, size)
     try:
@@ -256,6 +260,16 @@ def _inflate(blob: Bytes, size: int) -> bytes:
     if more:
         raise RefusedError("oversized", f"zlib gives more than the expected {size} bytes")
     return data
+
+
+def _blocks_end(blocks: Bytes, itemsize: int, size: int) -> int:
+    """Find where bitshuffled LZ4 blocks end: areaDetector sends rubbish after them."""
+    block_items = _BLOCK_BYTES // itemsize
+    full, rest = divmod(size // itemsize, block_items)
+    at = 0
+    for _ in range(full + (rest >= 8)):
+        at += 4 + int.from_bytes(blocks[at : at + 4], "big")
+    return at + rest % 8 * itemsize  # what fills no 8 items is not compressed
 
 
 def _framed_lz4(blob: Bytes, size: int) -> tuple[bytes, int]:

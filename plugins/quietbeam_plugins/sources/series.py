@@ -72,9 +72,17 @@ class SeriesMachine:
             frame; None derives it from the frame time, or else from the
             longest pause so far: 20 frames, at least 5 s.
         grace_s: How long frames may still come after the end that overtook them.
+        has_ends: The format tells when a series is over; else a pause completes it.
     """
 
-    def __init__(self, run_timeout_s: float | None = None, grace_s: float = 0.25) -> None:
+    def __init__(
+        self,
+        run_timeout_s: float | None = None,
+        grace_s: float = 0.25,
+        *,
+        has_ends: bool = True,
+    ) -> None:
+        self._has_ends = has_ends
         self._run_timeout_s = run_timeout_s
         self._grace_ns = round(grace_s * _SECOND_NS)
         self._run: _Run | None = None
@@ -196,12 +204,13 @@ class SeriesMachine:
             if now_ns >= run.ends_at_ns:
                 yield from self._settle("completed")
         elif now_ns - run.last_ns > self._timeout_s(run) * _SECOND_NS:
-            yield from self._settle("lost")
+            yield from self._settle("lost") if self._has_ends else self.restart()
 
     def finish(self) -> Iterator[Event]:
         """Nothing will come any more."""
         if self._run is not None:
-            yield from self._settle("completed" if self._run.ends_at_ns is not None else "lost")
+            over = self._run.ends_at_ns is not None or not self._has_ends
+            yield from self._settle("completed" if over else "lost")
 
     def _timeout_s(self, run: _Run) -> float:
         if self._run_timeout_s is not None:
@@ -234,9 +243,9 @@ class SeriesMachine:
     ) -> Iterator[Event]:
         """Start a run in its middle: its header was missed, or it was given up too early."""
         yield from self._settle("lost")
-        lost = self._lost
-        if lost is None or lost.key != key:
-            yield self._start(key, describe(), now_ns, headed=key == self._announced)
+        lost, found = self._lost, describe()
+        if lost is None or lost.key != key or not _alike(lost.start, found):
+            yield self._start(key, found, now_ns, headed=key == self._announced)
             return
         yield self._start(key, lost.start, now_ns, headed=lost.headed)
         if self._run is not None:
@@ -270,11 +279,7 @@ def stamped(label: str) -> str:
 
 
 def _alike(one: RunStart, other: RunStart) -> bool:
-    return (one.shape, one.dtype, one.frames_expected) == (
-        other.shape,
-        other.dtype,
-        other.frames_expected,
-    )
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _misfit(start: RunStart, pixels: NDArray[Any], number: int) -> Rejected | None:
