@@ -27,15 +27,15 @@ EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Size of the data and seconds of every training."""
+    """Size of the data and steps of every training."""
 
     size_px: int
     frames: int
-    seconds: dict[str, float]
+    steps: dict[str, int]
 
 
-QUICK = Scale(64, 48, {"kalman": 0, "n2v": 40, "umvd": 110, "quiet": 40})
-FULL = Scale(128, 100, {"kalman": 0, "n2v": 600, "umvd": 3600, "quiet": 600})
+QUICK = Scale(64, 48, {"kalman": 0, "n2v": 120, "umvd": 200, "quiet": 600})
+FULL = Scale(128, 100, {"kalman": 0, "n2v": 3000, "umvd": 6000, "quiet": 10_000})
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -54,10 +54,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument(
-        "--methods", nargs="+", choices=list(QUICK.seconds), default=list(QUICK.seconds),
+        "--methods", nargs="+", choices=list(QUICK.steps), default=list(QUICK.steps),
         metavar="NAME", help="kalman n2v umvd quiet",
     )  # fmt: skip
-    parser.add_argument("--time", type=float, default=1.0, help="factor on all training times")
+    parser.add_argument("--effort", type=float, default=1.0, help="factor on all training steps")
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time (default: 2)")
     add_json(parser)
     parser.set_defaults(execute=_execute)
@@ -66,13 +66,13 @@ def add_parser(subparsers: Subparsers) -> None:
 def _execute(arguments: argparse.Namespace) -> int:
     from quietbeam.core.errors import ConfigError
 
-    for name in ("seeds", "time", "processes"):
+    for name in ("seeds", "effort", "processes"):
         if not getattr(arguments, name) > 0:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: expected more than 0")
     from quietbeam.offline.evaluate import checks, evaluate, summarise
 
     scale = FULL if arguments.full else QUICK
-    methods = {name: scale.seconds[name] * arguments.time for name in arguments.methods}
+    methods = {name: round(scale.steps[name] * arguments.effort) for name in arguments.methods}
     with bar() as progress:
         trials = _trials(scale, arguments.cases, arguments.seeds, progress)
         scores = evaluate(trials, methods, processes=arguments.processes, progress=progress)

@@ -85,7 +85,7 @@ class Check:
 
 def evaluate(
     trials: Sequence[Trial],
-    methods: Mapping[str, float],
+    methods: Mapping[str, int],
     *,
     processes: int = 2,
     progress: Callable[[str, float], None] = lambda _what, _share: None,
@@ -94,23 +94,23 @@ def evaluate(
 
     Args:
         trials: The data.
-        methods: Denoisers by name, with seconds of training (0: needs none).
+        methods: Denoisers by name, with steps of training (0: needs none).  Steps, not
+            seconds, so that a busy machine gives the same figures, only later.
         processes: Trainings at a time.
         progress: Told the share of the work that is done.
 
     Raises:
         EngineError: A training failed.
     """
-    costs = [*methods.values()]
-    meter = _Meter(len(trials) * (sum(costs) + 10 * len(costs)), progress)
+    meter = _Meter(len(trials) * sum(map(_cost, methods.values())), progress)
     with tempfile.TemporaryDirectory(prefix="quietbeam-") as folder, _Pool(processes) as pool:
         jobs = []
         for number, trial in enumerate(trials):
             noisy = Path(folder) / f"{number}.npy"
             np.save(noisy, trial.noisy)
-            for name, seconds in methods.items():
+            for name, steps in methods.items():
                 clean = Path(folder) / f"{number}-{name}.npy"
-                order = _Order(str(noisy), str(clean), name, seconds, trial.seed)
+                order = _Order(str(noisy), str(clean), name, steps, trial.seed)
                 jobs.append(pool.submit(_trained, trial, order, meter))
         scores = [score for trial in trials for score in _classical(trial)]
         scores += [job.result() for job in jobs]
@@ -126,7 +126,7 @@ class _Order:
     noisy: str
     clean: str
     denoiser: str
-    seconds: float
+    steps: int
     seed: int
 
 
@@ -135,10 +135,15 @@ class _Meter:
         self._total, self._progress, self._lock = total, progress, threading.Lock()
         self._done = 0.0
 
-    def add(self, seconds: float) -> None:
+    def add(self, cost: float) -> None:
         with self._lock:
-            self._done += seconds
+            self._done += cost
             self._progress("training and scoring", min(1.0, self._done / self._total))
+
+
+def _cost(steps: int) -> float:
+    """Share of the work, in steps: starting and cleaning count as fifty."""
+    return steps + 50.0
 
 
 class _Pool(ThreadPoolExecutor):
@@ -162,7 +167,7 @@ def _trained(trial: Trial, order: _Order, meter: _Meter) -> Score:
     if child.returncode:
         raise EngineError(f"{order.denoiser} on {trial.case}: {child.stderr.strip()[-2000:]}")
     answer = json.loads(child.stdout.splitlines()[-1])
-    meter.add(order.seconds + 10)
+    meter.add(_cost(order.steps))
     clean = np.load(order.clean)
     return _score(trial, order.denoiser, clean, answer["seconds"], f"{answer['steps']} steps")
 
@@ -242,8 +247,7 @@ def main() -> int:
     torch.set_num_threads(1)
     order = _Order(**json.loads(sys.stdin.read()))
     video = np.load(order.noisy)
-    minutes = max(order.seconds, 1) / 60
-    result = denoise(video, order.denoiser, minutes=minutes, seed=order.seed, fallback=())
+    result = denoise(video, order.denoiser, steps=max(1, order.steps), seed=order.seed, fallback=())
     np.save(order.clean, result.clean)
     report = result.report
     print(json.dumps({"seconds": report.seconds, "steps": report.training_steps}))  # noqa: T201

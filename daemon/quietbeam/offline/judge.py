@@ -84,7 +84,8 @@ class Judge:
     ) -> None:
         self._data, self._stabiliser, self._side = data, stabiliser, side
         rng = np.random.default_rng([seed, 8])
-        self.places = data.places(count, side, rng, guards=True)
+        # A patch as large as the image is the same patch again: one is evidence, two are not more.
+        self.places = list(dict.fromkeys(data.places(count, side, rng, guards=True)))
 
     def __call__(self, denoiser: StreamingDenoiser) -> Verdict:
         """Judge ``denoiser``, a torch module with its weights; on the CPU."""

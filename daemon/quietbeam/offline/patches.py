@@ -31,13 +31,13 @@ def guard_period(frames: int) -> int:
 def is_guard(index: int, frames: int) -> bool:
     """Tell whether frame ``index`` of a video is a guard; the first and the last never are."""
     period = guard_period(frames)
-    return index % period == period // 2
+    return index % period == period // 2 and index != frames - 1
 
 
 def guard_tiles(shape: tuple[int, int]) -> Valid:
     """(h, w), True on the tiles of unrelated images that are guards: one in sixteen."""
     row, column = (np.arange(side) // _TILE_PX for side in shape)
-    return (5 * row[:, None] + 3 * column[None, :]) % 16 == 7
+    return (5 * row[:, None] + 3 * column[None, :]) % 16 == 5
 
 
 def clip_indices(target: int, frames: int, past: int, lag: int) -> NDArray[np.intp]:
@@ -206,6 +206,7 @@ def _cover(
     length = min(t, _BLOCK_FRAMES)
     share = min(1.0, math.sqrt(memory_bytes / (4 * length * frame_bytes)))
     rows, columns = (min(n, max(64, int(n * share))) for n in (h, w))
+    length = int(np.clip(memory_bytes // (20 * rows * columns), 16, length))
     count = max(1, min(t // length, memory_bytes // (5 * length * rows * columns)))
     blocks = []
     for first in np.linspace(0, t - length, count).astype(int):

@@ -91,7 +91,7 @@ class _Trainer:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99))
         self.mean = {n: p.detach().clone() for n, p in self.network.named_parameters()}
-        judged = 8 if large else 32
+        judged = 4 if large else 32
         draw = np.random.default_rng([recipe.seed, 7])
         self.guards = data.batch(judged, recipe.patch_px, self.past, module.lag, draw, guards=True)
         self.losses: list[float] = []
