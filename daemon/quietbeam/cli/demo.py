@@ -170,7 +170,7 @@ def _simulator(address: str, frames: int, arguments: argparse.Namespace) -> subp
     command += ["--format", arguments.format, "--rate", str(arguments.rate), "--bind", address]
     command += ["--frames", str(frames), "--seed", str(arguments.seed), "--socket", "push"]
     command += ["--size", str(arguments.size)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _settled(status: Mapping[str, Any]) -> bool:
@@ -219,7 +219,7 @@ def _report(
     phantom = Phantom(
         (arguments.size, arguments.size), frames, arguments.seed, frame_time_s=1 / arguments.rate
     )
-    tail = max(20, min(200, frames // 8))
+    tail = max(20, min(100, frames // 8))
     account = _account(watched, recordings[-1])
     latencies = watched["latencies_p99_s"]
     return {
@@ -234,10 +234,10 @@ def _report(
 
 def _account(watched: Mapping[str, Any], recording: Path) -> dict[str, Any]:
     """Frames sent against frames in the file: nothing may be lost, nothing unaccounted."""
-    from quietbeam.offline.recording import open_recording
+    from quietbeam.offline.recording import Recording
 
-    with open_recording(recording) as file:
-        raw, clean = len(file.raw.frame_id), len(file.clean.frame_id)
+    with Recording(recording) as file:
+        raw, clean = len(file.raw), len(file.clean)
     sent = int(watched["simulator"].get("sent", 0))
     return {
         "frames_sent": sent,
