@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from quietbeam.testing.phantoms import Phantom
 
-SETTLE_FRAMES = 60
+SETTLE_FRAMES = 50
 """Given to the causal filters to settle before they are scored."""
 
-REGION_PX = 128
+REGION_PX = 96
 """Side of the central region in which the filters are tuned, and compared with the clean frames."""
 
 

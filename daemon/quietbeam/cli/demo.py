@@ -219,7 +219,7 @@ def _report(
     phantom = Phantom(
         (arguments.size, arguments.size), frames, arguments.seed, frame_time_s=1 / arguments.rate
     )
-    tail = max(20, min(100, frames // 8))
+    tail = max(20, min(80, frames // 8))
     account = _account(watched, recordings[-1])
     latencies = watched["latencies_p99_s"]
     return {

@@ -138,7 +138,7 @@ def causal_svd(video: Video, frames: int = 16, rank: int = 2, blur_px: float = 0
     out = np.empty_like(flat)
     for i in range(len(flat)):
         block = flat[max(0, i + 1 - frames) : i + 1]
-        _, vectors = np.linalg.eigh(block.astype(np.float64) @ block.T)
+        _, vectors = np.linalg.eigh((block @ block.T).astype(np.float64))
         basis = vectors[:, -rank:]
         out[i] = (basis[-1] @ basis.T).astype(np.float32) @ block
     return out.reshape(video.shape)
@@ -188,7 +188,7 @@ BASELINES: Mapping[str, Baseline] = {
     "median ema": Baseline(ema, _grid(rate=_RATES, blur_px=(0.0, 0.7), median_px=(3,))),
     "kalman": Baseline(kalman, _grid(process=(3e-3, 0.01, 0.03, 0.1, 0.3), blur_px=_BLURS)),
     "causal median": Baseline(causal_median, _grid(frames=(3, 5, 7), size_px=(1, 3))),
-    "causal svd": Baseline(causal_svd, _grid(frames=(16, 32), rank=(1, 2, 3), blur_px=_BLURS[::2])),
+    "causal svd": Baseline(causal_svd, _grid(frames=(16, 32), rank=(1, 2), blur_px=_BLURS[::2])),
     "running mean": Baseline(running_mean, _grid(frames=(3, 5, 7, 11, 15)), causal=False),
     "gaussian 3d": Baseline(
         gaussian_3d,
