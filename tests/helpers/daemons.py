@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,17 +117,19 @@ class RunningDaemon:
 
 
 @contextmanager
-def started(directory: Path, text: str, port: int) -> Iterator[RunningDaemon]:
+def started(
+    directory: Path, text: str, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator[RunningDaemon]:
     """Start a daemon; whatever happens, it and its children are gone afterwards."""
     config = directory / "config.toml"
     config.write_text(text)
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     with (directory / "daemon.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "quietbeam", "run", str(config)],
             stdout=log,
             stderr=log,
-            env=environment,
+            env={**os.environ, **calm, **(environment or {})},
         )
     try:
         yield RunningDaemon(process, directory, config, port)
@@ -138,10 +140,13 @@ def started(directory: Path, text: str, port: int) -> Iterator[RunningDaemon]:
 
 
 @contextmanager
-def running(directory: Path, **options: str) -> Iterator[RunningDaemon]:
+def running(
+    directory: Path, environment: Mapping[str, str] | None = None, **options: str
+) -> Iterator[RunningDaemon]:
     """Start a daemon and wait until it takes frames."""
     port = free_port()
-    with started(directory, config_text(directory, port, **options), port) as daemon:
+    text = config_text(directory, port, **options)
+    with started(directory, text, port, environment) as daemon:
         daemon.wait_for(lambda s: s["state"] == "running", 60.0, "state running")
         yield daemon
 

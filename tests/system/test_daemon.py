@@ -15,9 +15,19 @@ from helpers.daemons import config_text, free_port, get, running, send_frames, s
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
+def systemd(tmp_path_factory):
+    """The socket on which systemd would listen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path_factory.mktemp("systemd") / "notify"))
+        receiver.settimeout(10)
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory, systemd):
     """One daemon for the tests that leave it running."""
-    with running(tmp_path_factory.mktemp("shared")) as daemon:
+    environment = {"NOTIFY_SOCKET": systemd.getsockname(), "WATCHDOG_USEC": "2000000"}
+    with running(tmp_path_factory.mktemp("shared"), environment) as daemon:
         yield daemon
         assert daemon.stop() == 0, daemon.log()
 
@@ -71,6 +81,13 @@ def test_the_interface_answers_and_refuses_what_it_must(daemon):
     wrong = daemon.control("use", "sometimes")
     assert wrong.returncode == 1
     assert "'classical' or 'live'" in wrong.stderr
+
+
+def test_systemd_is_told_when_it_is_ready_and_that_it_lives(daemon, systemd):
+    told = [systemd.recv(4096).decode() for _ in range(6)]
+    assert told[0].startswith("READY=1\nSTATUS=reading array")
+    assert "WATCHDOG=1" in told
+    assert any(text.startswith("STATUS=waiting") for text in told)
 
 
 def test_a_second_daemon_is_refused_and_names_the_first(daemon):
@@ -137,6 +154,42 @@ def test_reload_is_validated_first_and_loses_no_frame(daemon):
         lambda s: s["ledger"]["denoise"]["sent"] == before + 300, what="all clean"
     )
     assert status["ledger"]["ingest"]["dropped"] == {}
+
+
+BROKEN = """
+import dataclasses, sys
+from contextlib import contextmanager
+from pathlib import Path
+from quietbeam import SourcePlugin
+from quietbeam.config import Named, load
+from quietbeam.service.daemon import run
+
+class Broken(SourcePlugin):
+    @contextmanager
+    def open(self):
+        def events():
+            yield None
+            raise RuntimeError("a bug, not a lost connection")
+        yield events()
+
+config = load(Path(sys.argv[1]))
+sys.exit(run(dataclasses.replace(config, source=Named("broken", Broken()))))
+"""
+
+
+def test_a_thread_that_fails_ends_the_daemon_with_1(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text(config_text(tmp_path, free_port()))
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, str(config)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
+    [failed] = [entry for entry in entries if entry["event"] == "thread_failed"]
+    assert failed["thread"] == "ingest"
+    assert "a bug, not a lost connection" in failed["exception"]
+    assert entries[-1]["event"] == "daemon_stopped"
 
 
 @pytest.mark.parametrize("wrong", ['[source]\nkind = "aray"', "[[sources]]", "nonsense"])
