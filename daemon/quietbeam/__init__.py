@@ -3,6 +3,8 @@
 These names are the whole world of a plugin author.
 """
 
+from importlib import import_module
+
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.errors import (
     ConfigError,
@@ -57,7 +59,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Give ``quietbeam.denoise`` lazily: it needs torch, the rest does not."""
     if name == "denoise":
-        from quietbeam.offline.denoise import denoise
-
-        return denoise
+        # by name: the root package must not pull ``offline`` into whoever imports it
+        return import_module("quietbeam.offline.denoise").denoise
     raise AttributeError(f"module 'quietbeam' has no attribute {name!r}")
