@@ -27,7 +27,6 @@ from helpers.recordings import (
     two_rings,
     whole_run,
 )
-from quietbeam.core import records
 from quietbeam.offline.recording import Recording
 
 SHAPE = (128, 128)
@@ -74,8 +73,9 @@ def is_finished(event):
     return event["type"] == "finished"
 
 
-def test_a_run_goes_from_the_rings_into_one_file(shm, tmp_path):
+def test_a_run_goes_from_the_rings_into_one_file_whatever_signals_come(shm, tmp_path):
     with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
+        child.process.terminate()  # the daemon alone decides when this process ends
         feed(rings, whole_run(50, shape=SHAPE))
         finished = child.wait_for(is_finished)
         assert (finished["raw"], finished["clean"], finished["missing"]) == (50, 50, 0)
@@ -90,131 +90,12 @@ def test_a_run_goes_from_the_rings_into_one_file(shm, tmp_path):
     assert Path(finished["file"]).is_file()
 
 
-def test_cleaned_frames_that_lag_behind_still_go_into_their_run(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        raw, clean = rings
-        for run in ("1", "2"):
-            for item in whole_run(5, run):
-                if not hasattr(item, "clean"):
-                    records.put(raw, item)
-        time.sleep(0.3)
-        for run in ("1", "2"):
-            for item in whole_run(5, run):
-                if not hasattr(item, "pixels"):
-                    records.put(clean, item)
-        for run in ("1", "2"):
-            finished = child.wait_for(is_finished)
-            assert (finished["raw"], finished["clean"]) == (5, 5)
-            with Recording(finished["file"]) as recording:
-                assert recording.run == run
-        assert child.stop() == 0
-
-
-def test_stopping_drains_what_the_rings_hold(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        feed(rings, list(whole_run(400))[:-1])  # no end: the daemon is going down
-        for ring in rings:
-            ring.close()
-        assert child.stop() == 0
-        assert child.last_status()["raw_written"] == 400
-    (path,) = tmp_path.iterdir()
-    with Recording(path) as recording:
-        assert len(recording.raw) == len(recording.clean) == 400
-        assert recording.provenance.end_reason == "lost"
-
-
-def test_the_process_outlives_sigterm_and_ends_with_its_stdin(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        child.process.terminate()
-        feed(rings, whole_run(10))
-        child.wait_for(is_finished)
-        child.process.stdin.close()  # what happens when the daemon is killed
-        assert child.process.wait(10) == 0
-
-
-def test_a_run_that_begins_while_recording_is_off_is_counted_and_not_recorded(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        child.send(type="record", on=False)
-        child.status(state="off")
-        feed(rings, whole_run(6, "1"))
-        status = child.status(dropped=lambda d: d.get("clean_recording_off") == 6)
-        assert status["dropped"]["recording_off"] == 6
-        child.send(type="record", on=True)
-        child.status(state="idle")
-        feed(rings, whole_run(4, "2"))
-        assert child.wait_for(is_finished)["raw"] == 4
-        assert child.stop() == 0
-    (path,) = tmp_path.iterdir()
-    with Recording(path) as recording:
-        assert recording.run == "2"
-
-
-def test_switching_off_completes_the_file_and_on_begins_another_in_the_same_run(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        items = list(whole_run(9))
-        feed(rings, items[:7])
-        child.status(raw_written=3, clean_written=3)
-        child.send(type="record", on=False)
-        first = child.wait_for(is_finished)
-        feed(rings, items[7:13])
-        child.status(dropped=lambda d: d.get("recording_off") == 3)
-        child.send(type="record", on=True)
-        child.status(state="recording")
-        feed(rings, items[13:])
-        second = child.wait_for(is_finished)
-        assert child.stop() == 0
-    assert (first["raw"], first["reason"]) == (3, "aborted")
-    assert (second["raw"], second["reason"]) == (3, "completed")
-    with Recording(second["file"]) as recording:
-        assert recording.column("raw/frame_id").tolist() == [6, 7, 8]
-
-
-def test_notes_are_kept_with_the_recording(shm, tmp_path):
-    with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
-        items = list(whole_run(3))
-        feed(rings, items[:-1])
-        child.status(raw_written=3)
-        child.send(type="note", text='{"action": "reject", "reason": "worse"}')
-        child.send(type="note", text='{"action": "promote", "version": 2, "sha256": "aa"}')
-        time.sleep(0.2)
-        feed(rings, items[-1:])
-        finished = child.wait_for(is_finished)
-    with Recording(finished["file"]) as recording:
-        actions = [d["action"] for d in recording.provenance.decisions]
-        assert actions == ["reject", "promote"]
-        assert recording.provenance.weights[0].version == 2
-
-
-def test_frames_overwritten_in_the_ring_are_told_and_written_as_missing(tmp_path, shm):
-    with two_rings(shm, mib=1) as rings:
-        items = list(whole_run(400, shape=SHAPE))
-        with sink_process(rings, settings(tmp_path)) as child:
-            feed(rings, items[:11])
-            child.status(raw_written=5, clean_written=5)
-            child.process.send_signal(19)  # SIGSTOP: as if the disk stood still
-            feed(rings, items[11:])
-            child.process.send_signal(18)
-            finished = child.wait_for(is_finished)
-            status = child.status(state="idle")
-            assert child.stop() == 0
-            lost = status["dropped"]["overrun"]
-            assert lost > 0
-            assert status["raw_written"] + lost == 400
-            assert status["clean_written"] + status["dropped"]["clean_overrun"] == 400
-            assert any("ring_overrun" in line for line in child.logs)
-    with Recording(finished["file"]) as recording:
-        gaps = recording.missing
-        assert (gaps[:, 1] - gaps[:, 0] + 1).sum() == lost == finished["missing"]
-        assert recording.provenance.counts["overrun"] == lost
-
-
-def test_a_foreign_kind_or_setting_ends_the_process_with_the_code_for_configuration(shm):
+def test_a_wrong_setting_ends_the_process_with_the_code_for_configuration(shm):
     with two_rings(shm) as rings:
-        for kind, wrong in (("nothing", {}), ("hdf5", {"directroy": "x"}), ("zmq", {})):
-            child = SinkProcess(rings, wrong, kind=kind)
-            assert child.process.wait(20) == 78
-            child.close()
-            assert any("output_refused" in line for line in child.logs)
+        child = SinkProcess(rings, {"directroy": "x"})
+        assert child.process.wait(20) == 78
+        child.close()
+        assert any("output_refused" in line and "directroy" in line for line in child.logs)
 
 
 def test_a_directory_that_cannot_be_written_fails_loudly_and_loses_nothing_of_the_ring(
@@ -230,18 +111,8 @@ def test_a_directory_that_cannot_be_written_fails_loudly_and_loses_nothing_of_th
             assert child.last_status()["state"] == "failed"
         with sink_process(rings, settings(tmp_path / "good")) as child:
             assert child.wait_for(is_finished)["raw"] == 5
-            assert child.stop() == 0
-
-
-def test_raw_alone_passes_over_cleaned_frames_and_counts_them(shm, tmp_path):
-    with two_rings(shm) as rings:
-        with sink_process(rings, settings(tmp_path, clean=False)) as child:
-            feed(rings, whole_run(5))
-            finished = child.wait_for(is_finished)
-            assert (finished["raw"], finished["clean"]) == (5, 0)
-            assert child.stop() == 0
-        count = rings[1].readers()[0]
-        assert (count.skipped, count.in_flight) == (5, 0)
+            child.process.stdin.close()  # what happens when the daemon is killed
+            assert child.process.wait(10) == 0
 
 
 class Feeder(threading.Thread):
@@ -260,11 +131,11 @@ class Feeder(threading.Thread):
         feed(self.rings, [run_end()])
 
 
-def kill_and_restart(shm, directory, *, kills, count, rate_hz, seed):
+def kill_and_restart(shm, directory, *, kills, count, rate_hz, seed, mib):
     """Kill the recorder at random moments; give what the last one told at its end."""
     rng = random.Random(seed)
     acknowledged = 0
-    with two_rings(shm, mib=256) as rings:
+    with two_rings(shm, mib=mib) as rings:
         feeder = Feeder(rings, count, rate_hz)
         child = SinkProcess(rings, settings(directory, flush_interval_s=0.05)).ready()
         feeder.start()
@@ -288,8 +159,9 @@ def kill_and_restart(shm, directory, *, kills, count, rate_hz, seed):
 
 
 def check_killed(shm, directory, *, kills, count, seed):
+    mib = 1 + count * 3 * SHAPE[0] * SHAPE[1] * 4 >> 20  # so that nothing is overwritten
     finished, status = kill_and_restart(
-        shm, directory, kills=kills, count=count, rate_hz=200, seed=seed
+        shm, directory, kills=kills, count=count, rate_hz=200, seed=seed, mib=mib
     )
     everything = list(range(count))
     found = contents(directory)

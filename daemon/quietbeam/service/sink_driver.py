@@ -280,8 +280,9 @@ class Driver:
         if not any(past):
             return False
         other = lanes[past.index(False)]
-        silent_s = time.monotonic() - other.moved_s
-        return silent_s > self._settle_s or self.raw.reader.pressure > _PRESSURE
+        if other is self.clean and self.raw.reader.pressure > _PRESSURE:
+            return True  # raw frames wait for cleaned ones, and are about to be lost
+        return time.monotonic() - other.moved_s > self._settle_s
 
     def _close(self, run: str) -> None:
         self.flush()

@@ -51,6 +51,16 @@ def unused(path: Path) -> Path:
     return next(p for p in numbered(path) if not (p.exists() or part_of(p).exists()))
 
 
+def further_segment(path: Path, number: int) -> Path:
+    """Name what follows ``path`` after trouble: ``NAME_part2.h5``, ..."""
+    return path.with_name(f"{path.stem}_part{number}{path.suffix}")
+
+
+def first_segment(path: Path) -> Path:
+    """Undo ``further_segment``."""
+    return path.with_name(re.sub(r"_part\d+$", "", path.stem) + path.suffix)
+
+
 def ours(run: RunStart) -> dict[str, object]:
     """Give what the daemon itself added to the run's metadata."""
     found = run.metadata.get("quietbeam", {})

@@ -28,7 +28,15 @@ from quietbeam.core.recording import FinishedFile, Origin, SinkStatus, layout
 from quietbeam.core.result import Result
 from quietbeam.offline.repair import part_of, repair
 from quietbeam.offline.superblock import is_locked, session_is_over
-from quietbeam_plugins.sinks.filenames import checked_pattern, filled, session, unfinished, unused
+from quietbeam_plugins.sinks.filenames import (
+    checked_pattern,
+    filled,
+    first_segment,
+    further_segment,
+    session,
+    unfinished,
+    unused,
+)
 from quietbeam_plugins.sinks.nexus import Compression, remove_unready
 from quietbeam_plugins.sinks.segment import Segment, now_iso
 from quietbeam_plugins.sinks.space import FreeBytes, Space, free_bytes
@@ -277,7 +285,7 @@ class Hdf5Recorder:
         self._number += 1
         wanted = self._stem
         if self._number > 1:
-            wanted = wanted.with_name(f"{wanted.stem}_part{self._number}{wanted.suffix}")
+            wanted = further_segment(wanted, self._number)
         target = unused(wanted)
         origin = Origin(
             version=version("quietbeam"),
@@ -334,7 +342,7 @@ class Hdf5Recorder:
                 self._resume(path)
 
     def _resume(self, path: Path) -> None:
-        self._stem = path.with_suffix("")
+        self._stem = first_segment(path.with_suffix(""))
         try:
             self._segment = Segment.resume(path)
         except (DataError, OSError, RuntimeError, KeyError) as error:
