@@ -114,7 +114,10 @@ def fingerprint(denoiser: StreamingDenoiser) -> str:
 
 
 def _is_setting(key: str, value: object) -> bool:
-    return not key.startswith("_") and isinstance(value, int | float | str | tuple | list)
+    # Training or not is a mode, no setting.
+    return (
+        key != "training" and key[0] != "_" and isinstance(value, int | float | str | tuple | list)
+    )
 
 
 def _onnxscript() -> str:

@@ -11,6 +11,9 @@ from torch import Generator, Tensor, nn
 
 from quietbeam import EngineError
 
+UNKNOWN = 1e12
+"""Variance of an estimate before the first frame: whatever comes is believed, at any level."""
+
 
 class Untrained(nn.Module):
     """The half of a ``StreamingDenoiser`` that all filters without weights have in common.
@@ -34,17 +37,35 @@ class Untrained(nn.Module):
 def box_mean(image: Tensor, radius: int) -> Tensor:
     """Mean over a (2·radius + 1)² box; the edges are repeated.
 
-    A sum of shifted views: eight times as fast as pooling on a CPU.
-
     Args:
         image: (n, c, h, w).
         radius: In pixels.
     """
     size = 2 * radius + 1
-    h, w = image.shape[-2:]
     padded = F.pad(image, (radius, radius, radius, radius), mode="replicate")
-    rows = torch.stack([padded[..., i : i + w] for i in range(size)]).sum(0)
-    return torch.stack([rows[..., i : i + h, :] for i in range(size)]).sum(0) / size**2
+    return _sliding_sum(_sliding_sum(padded, size, 3), size, 2) / size**2
+
+
+def _sliding_sum(x: Tensor, size: int, axis: int) -> Tensor:
+    """Sum of ``size`` neighbours along ``axis``, which becomes that much shorter.
+
+    By doubling: sums of 1, 2, 4, ... neighbours, and from them ``size`` as a
+    binary number.  Several times as fast as pooling, in torch and OpenVINO.
+    """
+    length = x.shape[axis] - size + 1
+    total, start, width = None, 0, 1
+    while width <= size:
+        if size & width:
+            part = x.narrow(axis, start, length)
+            total = part if total is None else total + part
+            start += width
+        width *= 2
+        half = width // 2
+        if width <= size:
+            rest = x.shape[axis] - half
+            x = x.narrow(axis, 0, rest) + x.narrow(axis, half, rest)
+    assert total is not None  # noqa: S101 - size is at least 1; for the type checker
+    return total
 
 
 def smallest_first(planes: Sequence[Tensor]) -> list[Tensor]:

@@ -15,10 +15,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from quietbeam import DenoiserPlugin
-from quietbeam_plugins.denoisers._shared import Untrained, box_mean
-
-_UNKNOWN = 1e6
-"""Variance before the first frame: whatever comes is believed."""
+from quietbeam_plugins.denoisers._shared import UNKNOWN, Untrained, box_mean
 
 _LEAST = math.log(1e-6)
 """Process noise never sleeps so deeply that a change would not wake it."""
@@ -58,7 +55,7 @@ class KalmanFilter(Untrained):
         zero = torch.zeros(n, 1, h, w)
         return (
             zero,
-            torch.full_like(zero, _UNKNOWN),
+            torch.full_like(zero, UNKNOWN),
             torch.full_like(zero, _FIRST),
             zero.clone(),
             zero.clone(),
@@ -85,16 +82,18 @@ class KalmanFilter(Untrained):
         ignored = outlying & ~changed & (run.abs() < patience)
         followed = changed | (outlying & ~ignored)
 
+        # The first innovation is the level of the detector and says nothing about the scene.
+        deaf = ignored | (variance > UNKNOWN / 2)
         # A change is as large as the innovation says, and so is our error.
         wide = torch.where(followed, torch.maximum(variance, innovation**2 - 1), variance)
         gain = torch.where(ignored, 0.0, wide / (wide + 1))
-        heard = torch.where(ignored, 0.0, bounded)
+        heard = torch.where(deaf, 0.0, bounded)
         correlation = box_mean(heard * last, 3)
-        square = box_mean(torch.where(ignored, noise, bounded**2), 3)
+        square = box_mean(torch.where(deaf, noise, bounded**2), 3)
         alone = (outlying & ~changed).to(frame.dtype).mean((1, 2, 3), keepdim=True)
         following = (
             estimate + gain * innovation,
-            torch.where(ignored, variance, gain).clamp(max=_UNKNOWN),  # wide / (wide + 1) again
+            torch.where(ignored, variance, gain).clamp(max=UNKNOWN),  # wide / (wide + 1) again
             (log_process + self.adaptation * correlation).clamp(_LEAST, 0.0),
             heard,
             run,

@@ -9,12 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from quietbeam import DenoiserPlugin
-from quietbeam_plugins.denoisers._shared import Untrained, box_mean, smallest_first
+from quietbeam_plugins.denoisers._shared import UNKNOWN, Untrained, box_mean, smallest_first
 
 _ABSENT = 1e30
 """Stands for frames not yet seen: sorts behind all others, and times 0 it is 0."""
-
-_UNKNOWN = 1e6
 
 
 class Median(DenoiserPlugin):
@@ -57,7 +55,7 @@ class MedianFilter(Untrained):
         following = (*past[1:], frame, (seen + 1).clamp(max=self.frames))
         return (
             torch.where(empty, 0.0, middle),
-            torch.where(empty, _UNKNOWN, variance),
+            torch.where(empty, UNKNOWN, variance),
             following,
         )
 

@@ -107,7 +107,12 @@ class QuietNet(nn.Module):
         return memory + rates * (frame - memory), weights + rates * (1 - weights)
 
     def estimate(
-        self, maps: list[Tensor], frames: list[Tensor], memory: Tensor, weights: Tensor, levels: Tensor
+        self,
+        maps: list[Tensor],
+        frames: list[Tensor],
+        memory: Tensor,
+        weights: Tensor,
+        levels: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Estimate the middle of 2 lag + 1 frames from all others and from older memories."""
         others = [*range(self.lag), *range(self.lag + 1, 2 * self.lag + 1)]
@@ -161,13 +166,27 @@ class QuietNet(nn.Module):
     @torch.no_grad()
     def blind_estimate(self, frames: Tensor) -> Tensor:
         """Estimate each frame of (t, h, w) by streaming; the ends are mirrored."""
-        t, h, w = frames.shape
-        state = self.initial_state(1, h, w)
-        out = []
-        for i in range(-self.lag, t + self.lag):
-            mean, _, state = self(frames[None, None, mirror(i, t)], state)
-            out.append(mean[0, 0])
-        return torch.stack(out[2 * self.lag :])
+        t = len(frames)
+        places = range(-self.lag, t + self.lag)
+        estimates = self._streamed(frames, [mirror(j, t) for j in places])[2 * self.lag :]
+        for i in range(t):
+            # Near an end a frame meets its own mirror image: it gets a stream without that.
+            places = range(max(-self.lag, i - 4 * self.lag), i + self.lag + 1)
+            seen = [mirror(j, t) for j in places]
+            if seen.count(i) > 1:
+                other = i + 1 if i + 1 < t else i - 1
+                shown = [other if k == i != j else k for j, k in zip(places, seen, strict=True)]
+                estimates[i] = self._streamed(frames, shown)[-1]
+        return estimates
+
+    def _streamed(self, frames: Tensor, indices: list[int]) -> Tensor:
+        """Means that all calls give when the frames of these indices come one after the other."""
+        state = self.initial_state(1, *frames.shape[1:])
+        means = []
+        for i in indices:
+            mean, _, state = self(frames[None, None, i], state)
+            means.append(mean[0, 0])
+        return torch.stack(means)
 
 
 class UNet(nn.Module):
