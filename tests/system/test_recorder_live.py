@@ -1,0 +1,52 @@
+"""The recorder as part of a real daemon, fed over a real socket."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from helpers.daemons import frame_pixels, running, send_frames
+from quietbeam.offline.recording import Recording
+
+
+def recorder_pid(daemon):
+    """Process id of the daemon's recorder."""
+    children = Path(f"/proc/{daemon.process.pid}/task").glob("*/children")
+    for pid in {int(word) for child in children for word in child.read_text().split()}:
+        if b"sink_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("the daemon has no recorder")
+
+
+def test_a_daemon_whose_recorder_is_killed_records_every_frame_raw_and_clean(tmp_path):
+    directory = tmp_path / "recordings"
+    sinks = f'[[sinks]]\nkind = "hdf5"\ndirectory = "{directory}"\nreserve_bytes = 0\n'
+    with running(tmp_path, sinks=sinks) as daemon:
+        sender = threading.Thread(target=send_frames, args=(daemon.port, 500))
+        sender.start()
+        (output,) = daemon.wait_for(
+            lambda s: any(o["totals"].get("raw_written", 0) > 50 for o in s["outputs"].values()),
+            what="recording",
+        )["outputs"].values()
+        assert output["status"]["state"] == "recording"
+        os.kill(recorder_pid(daemon), signal.SIGKILL)
+        sender.join()
+        status = daemon.wait_for(
+            lambda s: any(o["finished"] for o in s["outputs"].values()), 30, "the end of the run"
+        )
+        (output,) = status["outputs"].values()
+        assert daemon.stop() == 0, daemon.log()
+    (finished,) = output["finished"]
+    assert (finished["raw"], finished["clean"], finished["missing"]) == (500, 500, 0)
+    assert [str(path) for path in directory.iterdir()] == [finished["file"]]
+    with Recording(finished["file"]) as recording:
+        assert recording.column("raw/frame_id").tolist() == list(range(500))
+        assert recording.column("clean/frame_id").tolist() == list(range(500))
+        for row in range(0, 500, 7):
+            np.testing.assert_array_equal(recording.raw[row], frame_pixels(row))
+        assert set(recording.denoisers) == {"kalman"}
+        assert 'kind = "kalman"' in recording.provenance.config
+        assert recording.provenance.counts["written"] == 500
+        assert "quality.psnr_estimated_db" in recording.metrics
