@@ -182,6 +182,7 @@ def test_a_recorder_killed_twenty_times_writes_every_frame_exactly_once(shm, tmp
     check_killed(shm, tmp_path, kills=20, count=4000, seed=2)
 
 
+@pytest.mark.slow
 def test_a_recorder_killed_in_the_middle_of_renaming_leaves_one_whole_file(shm, tmp_path):
     """The last window: complete, but not yet renamed, or renamed, but not yet acknowledged."""
     with two_rings(shm) as rings:
@@ -200,6 +201,7 @@ def test_a_recorder_killed_in_the_middle_of_renaming_leaves_one_whole_file(shm, 
     assert sorted(str(p) for p in tmp_path.iterdir()) == sorted(files)
 
 
+@pytest.mark.slow
 def test_what_a_dead_daemon_left_is_repaired_when_the_next_one_records(shm, tmp_path):
     with two_rings(shm) as rings, sink_process(rings, settings(tmp_path)) as child:
         feed(rings, list(whole_run(5, "1"))[:-1])
