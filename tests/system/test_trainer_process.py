@@ -133,7 +133,8 @@ class Bench:
         self.calibrate(child)
 
     def calibrate(self, child):
-        child.say("calibration", run=self.run, gain=GAIN, offset_variance=OFFSET, impulsive=False)
+        gain, offset = self.noise
+        child.say("calibration", run=self.run, gain=gain, offset_variance=offset, impulsive=False)
 
     def feed(self, child, frames, until, timeout_s=110.0):
         """Put 100 frames a second until an event is wanted; give all events up to it.
@@ -154,7 +155,8 @@ class Bench:
                     return events
             assert child.process.poll() is None, "".join(child.log)
             time.sleep(0.01)
-        pytest.fail(f"did not come: {events[-3:]} {child.log[-3:]}")
+        reasons = [event["reason"] for event in events if event["type"] == "decision"]
+        pytest.fail(f"did not come: {events[-1:]} {reasons} {child.log[-3:]}")
 
     def close(self):
         for child in self.children:
@@ -349,7 +351,7 @@ def test_a_damaged_checkpoint_is_refused_and_an_older_one_used(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_twenty_kills_leave_a_trainer_that_works(bench):
     scene = Scene()
     child = bench.start()
@@ -367,10 +369,11 @@ def test_twenty_kills_leave_a_trainer_that_works(bench):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_default_network_is_promoted_on_the_phantom(bench):
     phantom = Phantom(SHAPE, 4000, photons=(20.0, 80.0))
     child = bench.start('[source]\nkind = "silent"\n[trainer]\nhistory_mib = 64\n')
     bench.begin(child, noise=phantom.noise)
-    decision = bench.feed(child, phantom.frame, promoted)[-1]
+    decision = bench.feed(child, lambda i: phantom.frame(i % 3900), promoted, 250)[-1]
     assert decision["denoiser"] == "quiet"
     assert decision["loss_candidate"] < decision["loss_classical"]
