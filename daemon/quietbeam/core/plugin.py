@@ -90,8 +90,8 @@ class Sink(Protocol):
         """A run begins."""
         ...
 
-    def write(self, result: Result) -> None:
-        """One cleaned frame."""
+    def write(self, result: Result) -> str | None:
+        """Take one cleaned frame; give the reason where it was given up, to be counted."""
         ...
 
     def stop(self, end: RunEnd) -> None:

@@ -95,12 +95,18 @@ class SinkThread:
                 self._start = None
                 sink.stop(item)
             case Result():
-                try:
-                    sink.write(item)
-                except Exception:
-                    self._ledger.dropped(self.label, "failed")
-                    raise
-                self._ledger.sent(self.label)
+                self._write(sink, item)
+
+    def _write(self, sink: Sink, result: Result) -> None:
+        try:
+            reason = sink.write(result)
+        except Exception:
+            self._ledger.dropped(self.label, "failed")
+            raise
+        if reason is None:
+            self._ledger.sent(self.label)
+        else:
+            self._ledger.dropped(self.label, reason)
 
 
 class Publish:

@@ -98,18 +98,25 @@ class ZmqSink:
         self._owe(self._format.start(run, dtype))
         self._pay()
 
-    def write(self, result: Result) -> None:
-        """Send one image, or count it as dropped."""
+    def write(self, result: Result) -> str | None:
+        """Send one image, or give the reason why it was dropped."""
         self.seq += 1
-        pixels = self._pixels(result)
-        if pixels is None:
-            self.dropped["no_raw"] += 1
-        elif not self._is_heard():
-            self.dropped["no_consumer"] += 1
-        elif self._pay() and self._send(self._format.image(result, pixels, self.seq)):
+        reason = self._try(result)
+        if reason is None:
             self.sent += 1
         else:
-            self.dropped["slow" if self.sent else "no_consumer"] += 1
+            self.dropped[reason] += 1
+        return reason
+
+    def _try(self, result: Result) -> str | None:
+        pixels = self._pixels(result)
+        if pixels is None:
+            return "no_raw"
+        if not self._is_heard():
+            return "no_consumer"
+        if self._pay() and self._send(self._format.image(result, pixels, self.seq)):
+            return None
+        return "slow" if self.sent else "no_consumer"
 
     def stop(self, end: RunEnd) -> None:
         """Say that the run is over, if the format can."""
