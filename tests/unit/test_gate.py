@@ -10,15 +10,13 @@ from quietbeam.trainer.gate import (
     Decision,
     Noise,
     Rules,
-    Scores,
-    concatenate,
     decide,
     estimate,
     measured_noise,
     paired_gain,
     residual,
-    score,
 )
+from quietbeam.trainer.scores import Scores, concatenate, score
 
 FRAMES = 8
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quietbeam.trainer.gate import BLOCK_PX
 from quietbeam.trainer.history import TILE_PX, Clip, Recent, Reservoir, View, guard_tiles, is_guard
+from quietbeam.trainer.scores import BLOCK_PX
 
 SCORED_PX = 2 * BLOCK_PX
 CROP_PX = SCORED_PX + 16

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.model.stabilise import Stabiliser
-from quietbeam.trainer.gate import Scores, concatenate, score
 from quietbeam.trainer.guard import Crop, GuardFrame
 from quietbeam.trainer.history import tile_mask
+from quietbeam.trainer.scores import Scores, concatenate, score
 
 CONTEXT = 24
 """Frames before the judged ones that a network gets at most: every one costs time.

@@ -23,11 +23,12 @@ from quietbeam.core.events import RunStart
 from quietbeam.model import checkpoint
 from quietbeam.model.export import export
 from quietbeam.model.stabilise import NoiseModel, Stabiliser
-from quietbeam.trainer.gate import Decision, Scores, decide
+from quietbeam.trainer.gate import Decision, decide
 from quietbeam.trainer.guard import GuardFrame
 from quietbeam.trainer.intake import Intake, stored_dtype
 from quietbeam.trainer.loop import Training, load_weights
 from quietbeam.trainer.memory import Memory
+from quietbeam.trainer.scores import Scores
 from quietbeam.trainer.versions import Saved, Versions
 
 log = structlog.get_logger()
