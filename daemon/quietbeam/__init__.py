@@ -4,6 +4,7 @@ These names are the whole world of a plugin author.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.errors import (
@@ -26,6 +27,9 @@ from quietbeam.core.plugin import (
     SourcePlugin,
 )
 from quietbeam.core.result import MetricSpec, Result
+
+if TYPE_CHECKING:
+    from quietbeam.offline.denoise import denoise as denoise
 
 __version__ = "0.1.0"
 

@@ -109,7 +109,13 @@ def _impulsive(first: Float, mean: Float, quantum: float) -> bool:
     return outliers > 0.01 * total
 
 
-def _fit_line(mean: Float, squares: Float, spread: Float, *, robust: bool) -> tuple[float, float]:
+def _fit_line(
+    mean: NDArray[np.floating],
+    squares: NDArray[np.floating],
+    spread: NDArray[np.floating],
+    *,
+    robust: bool,
+) -> tuple[float, float]:
     """Weighted least squares of variance on mean over bins: (gain, offset variance)."""
     parts = _bins(mean)
     x = np.array([mean[part].mean() for part in parts], np.float64)

@@ -37,17 +37,17 @@ def spinodal(size: tuple[int, int], snapshots: int, seed: int, substeps: int = 2
     ky = 2 * np.pi * fft.fftfreq(size[0])[:, None]
     kx = 2 * np.pi * fft.rfftfreq(size[1])[None, :]
     k2 = (ky**2 + kx**2).astype(np.float32)
-    c = fft.rfft2(rng.normal(0, 0.05, size).astype(np.float32))
+    c = np.asarray(fft.rfft2(rng.normal(0, 0.05, size).astype(np.float32)))
     out = np.empty((snapshots, *size), np.float32)
     warm_up = 150
     step = np.float32(1.5)
     for number in range(-warm_up, snapshots * substeps):
-        real = fft.irfft2(c, size)
-        bulk = fft.rfft2(real**3 - 3 * real)
+        real = np.asarray(fft.irfft2(c, size))
+        bulk = np.asarray(fft.rfft2(real**3 - 3 * real))
         c = (c - step * k2 * bulk) / (1 + step * k2 * (2 + k2))
         if number >= 0 and number % substeps == 0:
-            out[number // substeps] = fft.irfft2(c, size)
-    return (out + 1) / 2
+            out[number // substeps] = np.asarray(fft.irfft2(c, size))
+    return np.asarray((out + 1) / 2, np.float32)
 
 
 class Phantom:
@@ -135,5 +135,5 @@ def _shift(image: Float, dy: float, dx: float) -> Float:
         whole = int(np.floor(distance))
         part = np.float32(distance - whole)
         moved = np.roll(image, whole, axis)
-        image = (1 - part) * moved + part * np.roll(moved, 1, axis)
+        image = np.asarray((1 - part) * moved + part * np.roll(moved, 1, axis), np.float32)
     return image
