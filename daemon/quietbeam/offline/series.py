@@ -6,6 +6,7 @@ and ``.npy``.  Nothing is loaded before it is asked for.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Series:
             raise IndexError(f"{self.source}: frame {index} of {len(self)}")
         try:
             pixels = self.read(index % len(self))
-        except (OSError, ValueError, RuntimeError, IndexError) as error:
+        except (OSError, ValueError, RuntimeError, LookupError, struct.error) as error:
             raise DataError(f"{self.source}: frame {index} cannot be read: {error}") from error
         if pixels.shape != self.shape[1:]:
             raise DataError(
@@ -147,7 +148,7 @@ def _open_tiff(path: Path, stack: ExitStack) -> Series:
         if len(shape) < 2:
             shape = tuple(series.shape)
         dtype = np.dtype(series.dtype)
-    except (OSError, ValueError, IndexError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, struct.error) as error:
         raise DataError(f"{path}: not a complete TIFF file: {error}") from error
     same = [one for one in file.series if (one.shape, one.dtype) == (series.shape, series.dtype)]
     if len(shape) == 2 and len(same) > 1:  # pages written one by one: a series each

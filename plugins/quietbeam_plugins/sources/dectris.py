@@ -52,7 +52,7 @@ class DectrisDecoder:
 
     def idle(self, now_ns: int) -> Iterator[Event]:
         """Settle what has waited long enough."""
-        yield from self._v1.settle(only_complete=True)
+        yield from self._v1.idle(now_ns)
         yield from self._machine.tick(now_ns)
 
     def finish(self) -> Iterator[Event]:

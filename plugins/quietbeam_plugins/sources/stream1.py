@@ -41,6 +41,7 @@ _ARRAYS = {
     "countrate_table-1.0": "table",
 }
 _MAX_TEXT = 65536
+_TIMES_MAY_TAKE_NS = 250_000_000
 
 
 @dataclass(slots=True)
@@ -121,11 +122,17 @@ class Stream1:
             self._unit = "refused" if self._unit else None
             raise
 
-    def settle(self, *, only_complete: bool = False) -> Iterator[Event]:
+    def idle(self, now_ns: int) -> Iterator[Event]:
+        """Give a frame whose times never came."""
+        image = self._image
+        if image is None or image.pixels is None:
+            return
+        if now_ns - image.received_ns > _TIMES_MAY_TAKE_NS:
+            yield from self.settle()
+
+    def settle(self) -> Iterator[Event]:
         """Nothing more belongs to the unit going on: give its frame, or say what is missing."""
         image = self._image
-        if only_complete and (image is None or image.pixels is None):
-            return
         self._image, self._array, self._unit = None, None, None
         if image is None:
             return

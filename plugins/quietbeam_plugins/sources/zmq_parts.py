@@ -5,27 +5,33 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import structlog
 import zmq
+import zmq.utils.monitor
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from quietbeam.core.errors import SourceError
-from quietbeam.core.events import Event
+from quietbeam.core.events import Event, Rejected
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.offline.capture import CaptureWriter, read_capture
 from quietbeam_plugins.sources.payload import Bytes, Decoder
 
 _log = structlog.get_logger()
 _POLL_MS = 100
-_RECONNECT_MS = (100, 3000)
+_RECONNECT_MS = (100, 1000)
+
+_REVIVE_AFTER_S = 0.5
 
 Part = tuple[Bytes, int, bool]
 """(bytes, our monotonic clock in ns, whether it starts a ZMQ message)."""
+
+Item = Part | Rejected | None
+"""None: nothing came."""
 
 
 class StreamSource(SourcePlugin):
@@ -75,7 +81,9 @@ class StreamSource(SourcePlugin):
             if self.address.startswith("file://"):
                 parts = self._played(stack)
             else:
-                parts = _received(stack.enter_context(self._connected()))
+                socket = stack.enter_context(self._connected())
+                link = None if self.bind else _Link(socket, self.address)
+                parts = _received(socket, link)
             if self.tap is not None:
                 about = {"kind": type(self).__name__.lower(), "address": self.address}
                 parts = _tapped(parts, stack.enter_context(_tap_file(self.tap, about)))
@@ -113,12 +121,12 @@ class StreamSource(SourcePlugin):
         if self.socket == "sub":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
 
-    def _played(self, stack: ExitStack) -> Iterator[Part | None]:
+    def _played(self, stack: ExitStack) -> Iterator[Item]:
         address = urlsplit(self.address)
         path = Path(unquote(address.netloc + address.path))
         capture = stack.enter_context(read_capture(path))
 
-        def play() -> Iterator[Part | None]:
+        def play() -> Iterator[Item]:
             while True:
                 began_ns = time.monotonic_ns()
                 for record in capture:
@@ -133,11 +141,58 @@ class StreamSource(SourcePlugin):
         return play()
 
 
-def _received(socket: zmq.Socket[bytes]) -> Iterator[Part | None]:
+class _Link:
+    """Watches the connection of a socket that connects.
+
+    libzmq opens a connection again that broke, but not one that it closed
+    itself because of a message beyond ``MAXMSGSIZE`` or a failed handshake.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
+        self._socket = socket
+        self._address = address
+        self._monitor = socket.get_monitor_socket()
+        self._lost_s: float | None = None
+        self._spoke = False
+
+    def revive(self) -> Rejected | None:
+        """Connect again if libzmq does not; tell so if a message was the cause."""
+        self._look()
+        if self._lost_s is None or time.monotonic() < self._lost_s + _REVIVE_AFTER_S:
+            return None
+        spoke, self._spoke, self._lost_s = self._spoke, False, None
+        with suppress(zmq.ZMQError):  # it may have forgotten the address by itself
+            self._socket.disconnect(self._address)
+        self._socket.connect(self._address)
+        if not spoke:
+            return None
+        detail = "a message beyond max_frame_bytes, or no ZMQ at all: the connection was closed"
+        return Rejected(reason="oversized", detail=detail)
+
+    def _look(self) -> None:
+        while self._monitor.poll(0):
+            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
+            if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._spoke = True
+            if event in {zmq.Event.CONNECTED, zmq.Event.CONNECT_RETRIED}:
+                self._lost_s = None
+            elif event in _LOST:
+                self._lost_s = time.monotonic()
+
+
+_LOST = {
+    zmq.Event.DISCONNECTED,
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL,
+    zmq.Event.HANDSHAKE_FAILED_AUTH,
+}
+
+
+def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
     starts_message = True
     while True:
         if not socket.poll(_POLL_MS):
-            yield None
+            yield link and link.revive()
             continue
         # Not copied: pixels of an uncompressed frame are a view of the message.
         part = socket.recv(copy=False)
@@ -145,14 +200,14 @@ def _received(socket: zmq.Socket[bytes]) -> Iterator[Part | None]:
         starts_message = not part.more
 
 
-def _events(parts: Iterator[Part | None], decoder: Decoder) -> Iterator[Event | None]:
+def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:
     for item in parts:
-        if item is None:
-            yield from decoder.idle(time.monotonic_ns())
-            yield None
-        else:
+        if isinstance(item, tuple):
             part, received_ns, starts_message = item
             yield from decoder.feed(part, received_ns, starts_message=starts_message)
+        else:
+            yield from decoder.idle(time.monotonic_ns())
+            yield item
     yield from decoder.finish()
 
 
@@ -166,11 +221,11 @@ def _tap_file(path: Path, about: dict[str, Any]) -> Iterator[CaptureWriter]:
         yield writer
 
 
-def _tapped(parts: Iterator[Part | None], writer: CaptureWriter) -> Iterator[Part | None]:
+def _tapped(parts: Iterator[Item], writer: CaptureWriter) -> Iterator[Item]:
     """Write every part; a full disk ends the tap, never the stream."""
     broken = False
     for item in parts:
-        if item is not None and not broken:
+        if isinstance(item, tuple) and not broken:
             part, received_ns, starts_message = item
             try:
                 writer.write(part, received_ns, starts_message=starts_message)
