@@ -214,13 +214,13 @@ def _exported(
                 dynamic_shapes=dims,
             )
     except Exception as error:  # torch raises dozens of kinds here
-        raise EngineError(f"{type(module).__name__} cannot be exported: {_root(error)}") from error
+        how = "at one shape" if shape else "with h and w left open"
+        raise EngineError(
+            f"{type(module).__name__} cannot be exported {how}: {_root(error)}"
+        ) from error
     if program is None:
         raise EngineError(f"{type(module).__name__} cannot be exported: torch gave nothing")
-    proto = _unprefixed(program.model_proto)
-    if shape is None:
-        _refuse_fixed(proto, type(module).__name__)
-    return proto
+    return _unprefixed(program.model_proto)
 
 
 @contextlib.contextmanager
@@ -245,24 +245,17 @@ def _root(error: BaseException) -> str:
 
 
 def _open_dims(here: tuple[Tensor, ...], there: tuple[Tensor, ...]) -> Any:
-    """Mark as open each dimension that depends on the image shape."""
-    auto = torch.export.Dim.AUTO
+    """Mark as open each dimension that depends on the image shape.
+
+    ``Dim.AUTO`` would not do: where it gives up, the graph looks open and is not.
+    """
+    dynamic = torch.export.Dim.DYNAMIC
     open_state = tuple(
-        {axis: auto for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]}
+        {axis: dynamic for axis in range(a.ndim) if a.shape[axis] != b.shape[axis]}
         for a, b in zip(here, there, strict=True)
     )
-    frame = {2: auto, 3: auto}
+    frame = {2: dynamic, 3: dynamic}
     return (frame, open_state) if open_state else (frame,)
-
-
-def _refuse_fixed(proto: onnx.ModelProto, name: str) -> None:
-    frame = next(value for value in proto.graph.input if value.name == FRAME)
-    dims = frame.type.tensor_type.shape.dim
-    if not (dims[2].dim_param and dims[3].dim_param):
-        raise EngineError(
-            f"{name} can only be exported at one shape: its forward() turns h or w into a number; "
-            "use sizes of tensors (x.shape) only in slices, pads and interpolate"
-        )
 
 
 def _unprefixed(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -298,10 +291,17 @@ def _hand_on(proto: onnx.ModelProto) -> None:
 
 
 def handed_on(path: Path) -> dict[int, str]:
-    """Read which inputs of an exported graph become which state (see ``HANDED_ON``)."""
-    proto = onnx.load(path, load_external_data=False)
-    notes = {entry.key: entry.value for entry in proto.metadata_props}
-    return {int(number): name for number, name in json.loads(notes[HANDED_ON]).items()}
+    """Read which inputs of an exported graph become which state (see ``HANDED_ON``).
+
+    Raises:
+        EngineError: ``path`` is not what ``export`` wrote.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        notes = {entry.key: entry.value for entry in proto.metadata_props}
+        return {int(number): name for number, name in json.loads(notes[HANDED_ON]).items()}
+    except Exception as error:  # protobuf, JSON, files: each has its own
+        raise EngineError(f"{path}: not a graph that quietbeam exported; delete it") from error
 
 
 def _lifted(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
