@@ -1,11 +1,12 @@
 """Sources on real sockets: simulators send, sources read, captures repeat it bit-equal."""
 
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import h5py
 import numpy as np
@@ -14,12 +15,14 @@ import zmq
 
 from quietbeam.core.errors import SinkError, SourceError
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
+from quietbeam.offline.capture import CaptureWriter
 from quietbeam.offline.sender import open_sender
 from quietbeam.testing import hostile
 from quietbeam.testing.simulators import FORMATS, encoder, simulate
 from quietbeam_plugins.sources.array import Array
 from quietbeam_plugins.sources.dectris import Dectris
 from quietbeam_plugins.sources.replay import Replay
+from quietbeam_plugins.sources.zmq_parts import _tapped
 
 IMAGES = np.random.default_rng(0).poisson(9, (8, 24, 40)).astype("u2")
 
@@ -212,6 +215,19 @@ def test_a_tap_that_cannot_be_written_is_named(tmp_path):
         read(Dectris(address="tcp://127.0.0.1:1", tap=tmp_path / "no" / "x.qbcap"), 1)
 
 
+def test_a_full_disk_ends_the_tap_and_the_stream_only_where_it_must(tmp_path):
+    tap = tmp_path / "x.qbcap"
+    parts = [(bytes(100_000), 0, True), None, (bytes(100_000), 1, True)]
+    writer = CaptureWriter(tap, {})
+    writer._file.close()
+    writer._file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+    assert list(_tapped(iter(parts), writer, required=False)) == parts
+    with pytest.raises(SourceError, match="No space left"):
+        list(_tapped(iter(parts), writer, required=True))
+    with suppress(OSError):
+        writer.close()
+
+
 def quietbeam(*arguments):
     command = [sys.executable, "-m", "quietbeam", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -252,6 +268,26 @@ def test_simulate_capture_and_replay_from_the_command_line(tmp_path):
     assert answer(detector)["unsent"] == 0
     contents = [(tmp_path / name).read_bytes() for name in ("x.qbcap", "y.qbcap")]
     assert len(contents[0]) == len(contents[1])
+
+
+@pytest.mark.slow
+def test_a_simulator_that_is_asked_to_stop_ends_its_series():
+    address = f"tcp://127.0.0.1:{free_port()}"
+    detector = quietbeam(
+        *("simulate", "phantom", "--size", 32, "--rate", 50, "--bind", address),
+        *("--frames", 2000, "--wait", "--json"),
+    )
+    events = []
+    with Dectris(address=address).open() as stream:
+        for event in stream:
+            if event is not None:
+                events.append(event)
+            if isinstance(event, Frame) and event.index == 18:
+                detector.send_signal(signal.SIGTERM)
+            if isinstance(event, RunEnd):
+                break
+    assert events[-1].reason == "completed"
+    assert answer(detector)["sent"] == len(events) - 2
 
 
 @pytest.mark.parametrize(

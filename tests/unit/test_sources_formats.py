@@ -3,7 +3,6 @@
 import json
 import zlib
 
-import bitshuffle
 import cbor2
 import numpy as np
 import pytest
@@ -169,12 +168,11 @@ def test_stream_v1_trusts_the_header_about_the_order_of_the_axes():
 @pytest.mark.parametrize("dtype", ["u2", "u4"])
 def test_bslz4_is_read_with_a_blank_and_without_a_header(header, dtype):
     pixels = images(dtype, shape=(65, 70))[0]
-    bare = bitshuffle.compress_lz4(pixels.ravel()).tobytes()
+    bare = compress.bslz4(pixels)[12:]
     whole = pixels.nbytes.to_bytes(8, "big") + (8192).to_bytes(4, "big") + bare
     blob = {"whole": whole, "blank": bytes(12) + bare, "none": bare}[header]
     data = decompress(blob, "bslz4", pixels.itemsize, pixels.nbytes)
     assert bytes(data) == pixels.tobytes()
-    assert whole == compress.bslz4(pixels)
 
 
 def test_a_bare_lz4_block_as_long_as_its_content_is_not_taken_for_stored():

@@ -46,7 +46,7 @@ def _execute(arguments: argparse.Namespace) -> int:
             f'{arguments.config}: [source] kind = "{config.source.name}" has no stream to '
             "capture; expected one that reads a socket, such as dectris or array"
         )
-    tapped = source.model_copy(update={"tap": arguments.output})
+    tapped = source.model_copy(update={"tap": arguments.output, "tap_required": True})
     with stop_signals() as stopped, progress("frames", arguments.frames, quiet=arguments.json) as s:
         print(f"capturing to {arguments.output}; Ctrl-C ends it", file=sys.stderr, flush=True)
         counts = _read(tapped, arguments, stopped, s)

@@ -75,6 +75,14 @@ class CaptureWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is buffered.
+
+        Raises:
+            OSError: The disk is full, for example.
+        """
         self._file.close()
 
     def write(

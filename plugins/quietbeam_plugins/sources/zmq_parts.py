@@ -55,6 +55,8 @@ class StreamSource(SourcePlugin):
     """A connection silent for three of these is opened again."""
     tap: Path | None = None
     """Also write every raw part to this file (``quietbeam capture``)."""
+    tap_required: bool = False
+    """A tap that cannot be written any more ends the source, not only the tap."""
     pace: Literal["recorded", "fast"] = "recorded"
     """How a capture is played back."""
     loop: bool = False
@@ -86,7 +88,8 @@ class StreamSource(SourcePlugin):
                 parts = _received(socket, link)
             if self.tap is not None:
                 about = {"kind": type(self).__name__.lower(), "address": self.address}
-                parts = _tapped(parts, stack.enter_context(_tap_file(self.tap, about)))
+                writer = stack.enter_context(_tap_file(self.tap, about))
+                parts = _tapped(parts, writer, required=self.tap_required)
             yield _events(parts, self.decoder())
 
     @contextmanager
@@ -217,12 +220,15 @@ def _tap_file(path: Path, about: dict[str, Any]) -> Iterator[CaptureWriter]:
         writer = CaptureWriter(path, about)
     except OSError as error:
         raise SourceError(f"tap {path}: cannot be written: {error.strerror}") from error
-    with writer:
+    try:
         yield writer
+    finally:
+        with suppress(OSError):  # of a full disk, told already
+            writer.close()
 
 
-def _tapped(parts: Iterator[Item], writer: CaptureWriter) -> Iterator[Item]:
-    """Write every part; a full disk ends the tap, never the stream."""
+def _tapped(parts: Iterator[Item], writer: CaptureWriter, *, required: bool) -> Iterator[Item]:
+    """Write every part; a full disk ends the tap, and the stream only if it is required."""
     broken = False
     for item in parts:
         if isinstance(item, tuple) and not broken:
@@ -231,5 +237,7 @@ def _tapped(parts: Iterator[Item], writer: CaptureWriter) -> Iterator[Item]:
                 writer.write(part, received_ns, starts_message=starts_message)
             except OSError as error:
                 broken = True
+                if required:
+                    raise SourceError(f"tap {writer.path}: {error.strerror}") from error
                 _log.error("tap_stopped", path=str(writer.path), error=str(error))
         yield item
