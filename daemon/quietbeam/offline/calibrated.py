@@ -32,6 +32,8 @@ _SECOND = np.outer([1, -2, 1], [1, -2, 1]).astype(np.float32)  # white noise com
 class CalibratedSeries:
     """Random access to the prepared frames of one series.  A context manager.
 
+    ``ever_valid`` (h, w) tells where a pixel was valid in any frame seen so far.
+
     Args:
         series: (t, h, w).
         corrections: As the live daemon applies them, in this order.
@@ -70,6 +72,7 @@ class CalibratedSeries:
         self._corrections = Corrections(self.run, corrections)
         self._kept: OrderedDict[int, Prepared] = OrderedDict()
         self._capacity = max(2, _KEPT_BYTES // (h * w * 13))
+        self.ever_valid = np.zeros((h, w), np.bool_)
         self.noise = self._calibrate()
         self.stabiliser = Stabiliser(self.noise)
 
@@ -114,6 +117,7 @@ class CalibratedSeries:
     def _prepare(self, index: int) -> Prepared:
         raw = self.series[index]
         pixels, valid = self._corrections(raw)
+        self.ever_valid |= valid
         time_ns = round(index * (self.series.frame_time_s or 0) * 1e9)
         frame = Frame(run=self.run.run, index=index, time_ns=time_ns, received_ns=0, pixels=raw)
         z = self.stabiliser.forward(fill_invalid(pixels, valid))
@@ -124,7 +128,8 @@ class CalibratedSeries:
         count = min(len(self), _CALIBRATION_FRAMES)
         first = (len(self) - count) // 2
         frames = [self.corrected(first + i) for i in range(count)]
-        if not any(valid.any() for _, valid in frames):
+        self.ever_valid |= np.any([valid for _, valid in frames], axis=0)
+        if not self.ever_valid.any():
             raise DataError(f"{self.run.run}: not one valid pixel in {count} frames")
         if self.images:
             return spatial_noise([pixels for pixels, _ in frames], [valid for _, valid in frames])

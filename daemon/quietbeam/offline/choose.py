@@ -167,7 +167,7 @@ class _Chooser:
             gain, gain_error = verdict.gain_over(other.verdict)
             reason = f"better than {other.name} on frames it never learned from"
         elif self.recording.images:
-            gain = 1 - float(np.nanmean(verdict.risk)) if len(verdict.risk) else float("nan")
+            gain, gain_error = verdict.gain_over(None)
             reason = "better than the raw images on tiles it never learned from"
         if gain <= 0:
             return self._refuse(training, other, gain, gain_error)

@@ -186,15 +186,14 @@ def cleaned(
 
     Only a few frames are in memory at a time.
     """
-    ever_valid = np.zeros(recording.shape, np.bool_)
     for estimate in _estimates(recording, choice):
-        ever_valid |= estimate.prepared.valid
         if choice.module is None:
             clean = np.where(estimate.prepared.valid, estimate.prepared.pixels, np.float32(np.nan))
             sd = np.sqrt(recording.noise.variance(clean)).astype(np.float32)
         else:
             clean, sd = to_counts(estimate, recording.stabiliser, choice.unknown_variance)
-        clean[~ever_valid] = sd[~ever_valid] = np.nan
+        never = ~recording.ever_valid
+        clean[never] = sd[never] = np.nan
         index = estimate.prepared.position
         progress(f"cleaning with {choice.name}", (index + 1) / len(recording))
         yield CleanFrame(index, clean, sd, estimate)

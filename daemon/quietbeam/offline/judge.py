@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import Stabiliser
+from quietbeam.offline.calibrated import spatial_noise
 from quietbeam.offline.patches import Place, TrainingSet
 from quietbeam.offline.quality import noise_variance
 
@@ -21,6 +22,7 @@ _CLASSICAL_MEMORY = 40
 _EDGE_PX = 8
 """A patch has no neighbours: its rim is not judged."""
 _OUTLIER = 3.0
+_ZINGER_SD = 6.0
 _TOGETHER = 8
 
 
@@ -32,6 +34,8 @@ class Verdict:
         risk: Mean squared error of what would be written, stabilised units
             (noise is 1), estimated; with impulses the mean absolute blind
             residual, cut at 3, in its place.
+        raw_risk: The same of the measured frames as they are: 1 in a video; of
+            single images the noise is measured in each patch.
         blind_mse: Of the blind estimate about the truth, stabilised units.
         mse: As ``risk``, in counts squared; meaningless with impulses.
         noise: Variance of the measured data, counts squared.
@@ -40,6 +44,7 @@ class Verdict:
     """
 
     risk: NDArray[np.float64]
+    raw_risk: NDArray[np.float64]
     blind_mse: NDArray[np.float64]
     mse: NDArray[np.float64]
     noise: NDArray[np.float64]
@@ -53,9 +58,12 @@ class Verdict:
             return float("nan")
         return float(np.nanmax(self.high) - np.nanmin(self.low))
 
-    def gain_over(self, other: Verdict) -> tuple[float, float]:
-        """(mean, standard error) of how much smaller the risk is than that of ``other``, paired."""
-        difference = other.risk - self.risk
+    def gain_over(self, other: Verdict | None) -> tuple[float, float]:
+        """(mean, standard error) of how much smaller the risk is than that of ``other``, paired.
+
+        None stands for the measured frames as they are.
+        """
+        difference = (self.raw_risk if other is None else other.risk) - self.risk
         difference = difference[np.isfinite(difference)]
         if difference.size < 2:
             return float(difference.mean()) if difference.size else float("nan"), float("nan")
@@ -99,7 +107,7 @@ class Judge:
             mean, variance = _blind(denoiser, clips, past)
             for n, place in enumerate(places):
                 rows.append(self._row(place, clips[n, past], valid[n, past], mean[n], variance[n]))
-        return Verdict(*np.array(rows, np.float64).reshape(-1, 6).T)
+        return Verdict(*np.array(rows, np.float64).reshape(-1, 7).T)
 
     def _row(
         self, place: Place, y: Float, ok: NDArray[np.bool_], mean: Float, variance: Float
@@ -108,21 +116,25 @@ class Judge:
         judged = self._data.learnable(place, self._side, 0, 0, guards=True)
         use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & self._inner(y.shape)
         if not use.any():
-            return (np.nan,) * 6
+            return (np.nan,) * 7
         counts, clean = measured_counts(y, self._stabiliser), self._stabiliser.inverse(z)
         noise = self._noise(place, use, clean)
         local = self._stabiliser.noise.variance(clean)
         local *= noise / max(float(local[use].mean()), 1e-30)
         shared = 2 * float((weight * local)[use].mean(dtype=np.float64))
         blind = (y - mean)[use].astype(np.float64)
-        squares = float(((y - z)[use].astype(np.float64) ** 2).mean())
-        risk = squares - 1 + 2 * float(weight[use].mean())
+        raw_risk = self._own_noise(y) if self._data.images else 1.0
+        # Zingers are in every residual alike; cut, they do not drown all else.
+        limit = _ZINGER_SD**2 * max(raw_risk, 1e-6)
+        squares = float(np.minimum((y - z)[use].astype(np.float64) ** 2, limit).mean())
+        risk = squares - raw_risk + 2 * float(weight[use].mean())
         if self._stabiliser.noise.impulsive:
             risk = float(np.minimum(np.abs(blind), _OUTLIER).mean())
         in_counts = float(((counts - clean)[use].astype(np.float64) ** 2).mean())
         return (
             risk,
-            float((blind**2).mean()) - 1,
+            raw_risk,
+            float(np.minimum(blind**2, limit).mean()) - raw_risk,
             in_counts - noise + shared,
             noise,
             *map(float, np.percentile(clean[use], (0.5, 99.5))),
@@ -134,6 +146,11 @@ class Judge:
         edge = 0 if max(self._data.shape) <= self._side or min(shape) < 4 * _EDGE_PX else _EDGE_PX
         inner[edge : shape[0] - edge, edge : shape[1] - edge] = True
         return inner
+
+    def _own_noise(self, z: Float) -> float:
+        """Noise variance of one patch, stabilised units: unrelated images may differ in gain."""
+        model = spatial_noise([z], [np.ones(z.shape, np.bool_)])
+        return float(model.variance(z).mean(dtype=np.float64))
 
     def _noise(self, place: Place, use: NDArray[np.bool_], clean: Float) -> float:
         """Noise variance, counts squared: of these pixels if there are frames around, else fitted.
