@@ -20,7 +20,7 @@ from quietbeam_plugins.denoisers._shared import UNKNOWN, Untrained, box_mean
 _LEAST = math.log(1e-6)
 """Process noise never sleeps so deeply that a change would not wake it."""
 
-_FIRST = math.log(1e-3)
+_FIRST = math.log(3e-3)
 
 
 class Kalman(DenoiserPlugin):
@@ -28,8 +28,8 @@ class Kalman(DenoiserPlugin):
 
     gate: PositiveFloat = 4.0
     """Innovations beyond this many standard deviations are outliers unless they persist."""
-    adaptation: PositiveFloat = 1.0
-    """How fast the process noise follows; larger reacts faster and averages less."""
+    adaptation: PositiveFloat = 0.6
+    """How fast the process noise follows; above 1 it overshoots and averages less."""
 
     def build(self) -> KalmanFilter:
         """Give the filter."""
