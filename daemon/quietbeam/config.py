@@ -97,8 +97,6 @@ class ServiceConfig(Section):
     drain_s: PositiveFloat = 8.0
     max_backlog_frames: PositiveInt = 64
     """Frames that may wait for the denoiser before the oldest are given up."""
-    run_timeout_s: PositiveFloat | None = None
-    """A run without an end settles after this; None derives it from the frame time."""
 
 
 @dataclass(frozen=True, slots=True)
