@@ -48,8 +48,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    from quietbeam.core.errors import ConfigError
+    import sys
 
+    from quietbeam.core.errors import ConfigError
+    from quietbeam.service.logs import configure
+
+    configure(level="warning", stream=sys.stderr)
     for name in ("minutes", "steps", "threads", "memory_mib"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
