@@ -249,6 +249,22 @@ def test_bf16_is_for_networks_only(tiny, monkeypatch):
     assert precision_for("auto", tiny) == "f32"
 
 
+def test_the_level_is_kept_out_of_bf16(tiny, cache):
+    # Where the processor has no bf16 OpenVINO computes in f32: this tests the level alone.
+    with torch.no_grad():
+        tiny.second.weight.zero_()  # a mean of neighbours: a shift of the level shifts it
+    a = TorchEngine(tiny, SHAPE)
+    b = OpenVinoEngine(tiny, SHAPE, cache=cache, precision="bf16")
+    for run, level in enumerate((300.0, -500.0)):
+        for number, frame in enumerate(series(6, run) + np.float32(level)):
+            (mean, variance), (mean_ov, variance_ov) = a(frame), b(frame)
+            assert abs(float(np.median(b._state[1].data))) < 1
+            assert np.array_equal(variance, variance_ov)
+            assert number < 2 or np.abs(mean - mean_ov).max() < 0.02
+        a.reset()
+        b.reset()
+
+
 @pytest.mark.skipif(not has_bf16(), reason="this processor does not compute in bf16")
 def test_bf16_agrees_with_torch_to_one_percent(tiny, cache):
     a = TorchEngine(tiny, SHAPE)

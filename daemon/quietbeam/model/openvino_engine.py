@@ -68,6 +68,11 @@ class OpenVinoEngine:
     One compiled model, two arenas of weights with one infer request each.
     The state is never copied: what the graph writes is what it reads next,
     and what a denoiser only keeps is passed on as it is.
+
+    bf16 has eight bits: a level of 300 would be rounded to 2, twice the noise.
+    So in bf16 the graph sees frames less the median of the first frame of a
+    run, which changes nothing for a denoiser (``DenoiserContract`` says that a
+    shift of the level shifts the estimate), and the level is added in float32.
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class OpenVinoEngine:
 
     def reset(self) -> None:
         """Forget all frames."""
+        self._level: float | None = None
         held, self._state = self._state, []
         for tensor in held:
             self._release(tensor)
@@ -135,7 +141,10 @@ class OpenVinoEngine:
         """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w) float32."""
         if frame.shape != self._shape:
             raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
-        np.copyto(self._frame.data[0, 0], frame)
+        if self.precision == "bf16" and self._level is None:
+            self._level = float(np.median(frame))
+        level = np.float32(self._level or 0.0)
+        np.subtract(frame, level, out=self._frame.data[0, 0])
         before = {f"{export.STATE}{i}": tensor for i, tensor in enumerate(self._state)}
         before[export.FRAME] = self._frame
         after = [
@@ -153,7 +162,8 @@ class OpenVinoEngine:
         for tensor in before.values():
             self._release(tensor)
         self._frame = self._take((1, 1, *self._shape))
-        return self._results[0].data[0, 0].copy(), self._results[1].data[0, 0].copy()
+        mean, variance = (result.data[0, 0] for result in self._results)
+        return mean + level, variance.copy()
 
     def _take(self, shape: tuple[int, ...]) -> ov.Tensor:
         """Give a tensor nobody uses."""
