@@ -157,7 +157,10 @@ class OpenVinoEngine:
         for i, tensor in enumerate(after):
             if i not in self._handed_on:
                 request.set_tensor(f"{export.NEXT}{i}", tensor)
-        request.infer()
+        try:
+            request.infer()
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO failed on a frame of {self._shape}: {error}") from error
         self._state = after
         for tensor in before.values():
             self._release(tensor)
