@@ -15,9 +15,9 @@ class Streamer:
     """Feeds one engine with one run.
 
     An engine of lag k answers frame i with the estimate of frame i - k.  At
-    both ends the missing frames are mirrored about the end (``2 1 | 0 1 2``),
-    so that no frame ever stands on both sides of itself and a blind estimate
-    stays blind.
+    both ends the missing frames are mirrored about the end (``2 1 | 0 1 2``).
+    The end frame itself stays blind; frames nearer to it than the lag meet
+    themselves once in the mirrored part, which is the price of having them.
     """
 
     def __init__(self, engine: Engine) -> None:

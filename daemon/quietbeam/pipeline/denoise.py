@@ -86,7 +86,7 @@ class RunCleaner:
         self._ever_valid |= estimate.prepared.valid
         unknown = max(self._quality.chi2 - 1, 0.0)
         clean, sd = to_counts(estimate, self._prepare.stabiliser, unknown)
-        figures = self._quality.update(estimate, clean, model)
+        figures = self._quality.update(estimate, clean, model.denoiser)
         never = ~self._ever_valid
         if never.any():
             clean[never] = sd[never] = np.nan

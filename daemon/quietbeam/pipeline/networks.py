@@ -19,8 +19,8 @@ from quietbeam.pipeline.live import Model
 
 Shape = tuple[int, int]
 
-_PROBE_FRAMES = 4
-_BUDGET = 0.8  # share of the frame time that a network may take
+_PROBE_FRAMES = 10
+_BUDGET = 0.9  # share of the frame time that a network may take
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ import structlog
 
 from quietbeam import __version__
 from quietbeam.config import Config
+from quietbeam.core.errors import EngineError
 from quietbeam.core.events import RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader, RingWriter
@@ -91,7 +92,12 @@ class Pipeline:
             with ``EngineError`` when the weights do not fit or the machine is
             too slow for them; what was live stays live.
         """
-        return self._builder.submit(self._offer, onnx, checkpoint, version)
+        try:
+            return self._builder.submit(self._offer, onnx, checkpoint, version)
+        except RuntimeError:  # the builder has ended with the denoise thread
+            refused: Future[None] = Future()
+            refused.set_exception(EngineError("the pipeline is stopping; no model is taken now"))
+            return refused
 
     def demote(self) -> None:
         """Back to the classical denoiser, between two frames."""

@@ -22,7 +22,7 @@ SPECS = {
     "quality.chi2": MetricSpec("", "Mean squared blind residual over its predicted variance"),
 }
 
-_WINDOW = 64  # frames the figures are averaged over
+_WINDOW = 200  # frames the figures are averaged over
 _PEAK_EVERY = 16
 
 
@@ -31,15 +31,16 @@ class LiveQuality:
 
     For an estimate x of y = truth + noise whose pixel depends on its own y
     with weight w: ``MSE = mean((y - x)^2) - mean(s^2) + 2 mean(w s^2)``.  A
-    blind estimate has w = 0.  The noise power ``mean(s^2)`` is measured on the
-    same frames by second temporal differences, not taken from the fit: an
-    error of a percent there would be an error of decibels here.
+    blind estimate has w = 0.  The noise power ``mean(s^2)`` must be right to a
+    part in a thousand, where a clean frame has a hundredth of the noise: the
+    fitted model tells how it follows the signal, and its scale is measured
+    over the whole run by second temporal differences.
     """
 
     def __init__(self, stabiliser: Stabiliser) -> None:
         self._stabiliser = stabiliser
-        self._residuals: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
-        self._noises: deque[float] = deque(maxlen=_WINDOW)
+        self._residuals: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
+        self._measured = self._modelled = 0.0  # noise power, summed over the run
         self._chi2: deque[float] = deque(maxlen=_WINDOW)
         self._last: list[tuple[int, Float, NDArray[np.bool_]]] = []
         self._peak = 0.0
@@ -61,14 +62,16 @@ class LiveQuality:
             self._residuals.clear()
             self._chi2.clear()
         prepared = estimate.prepared
-        self._measure_noise(prepared.position, prepared.pixels, prepared.valid)
+        self._measure_noise(prepared.position, prepared.pixels, prepared.valid, clean)
         self._measure_residual(estimate, clean)
         if self._seen % _PEAK_EVERY == 0:
             self._measure_peak(clean[prepared.valid])
         self._seen += 1
         return self._figures()
 
-    def _measure_noise(self, position: int, pixels: Float, valid: NDArray[np.bool_]) -> None:
+    def _measure_noise(
+        self, position: int, pixels: Float, valid: NDArray[np.bool_], clean: Float
+    ) -> None:
         self._last = [*self._last, (position, pixels, valid)][-3:]
         if len(self._last) < 3 or self._last[-1][0] - self._last[0][0] != 2:
             return
@@ -76,7 +79,11 @@ class LiveQuality:
         use = va & vb & vc
         if use.any():
             second = (a - 2 * b + c)[use]
-            self._noises.append(float(np.mean(second**2, dtype=np.float64)) / 6)
+            self._measured += float(np.mean(second**2, dtype=np.float64)) / 6
+            self._modelled += self._model_noise(clean[use])
+
+    def _model_noise(self, clean: Float) -> float:
+        return float(np.mean(self._stabiliser.noise.variance(clean), dtype=np.float64))
 
     def _measure_residual(self, estimate: Estimate, clean: Float) -> None:
         prepared = estimate.prepared
@@ -86,7 +93,8 @@ class LiveQuality:
         residual = (prepared.pixels - clean)[valid]
         noise = self._stabiliser.noise.variance(clean[valid])
         own = float(np.mean(estimate.weight[valid] * noise, dtype=np.float64))
-        self._residuals.append((float(np.mean(residual**2, dtype=np.float64)), own))
+        power = float(np.mean(residual**2, dtype=np.float64))
+        self._residuals.append((power, own, self._model_noise(clean[valid])))
         blind = (prepared.z - estimate.blind)[valid] ** 2 / (1 + estimate.blind_variance[valid])
         self._chi2.append(float(np.mean(blind, dtype=np.float64)))
 
@@ -97,12 +105,13 @@ class LiveQuality:
             self._peak = float(high - low)
 
     def _figures(self) -> dict[str, float]:
-        if not self._noises or not self._residuals:
+        if not self._modelled or not self._residuals:
             return dict.fromkeys(SPECS, float("nan"))
-        noise = float(np.mean(self._noises))
-        power, own = np.mean(self._residuals, axis=0)
+        scale = self._measured / self._modelled
+        power, own, modelled = np.mean(self._residuals, axis=0)
+        noise, own = float(modelled) * scale, float(own) * scale
         floor = 1e-4 * noise  # an estimate cannot be told from perfect below this
-        error = max(float(power) - noise + 2 * float(own), floor)
+        error = max(float(power) - noise + 2 * own, floor)
         return {
             "quality.psnr_estimated_db": _decibels(self._peak, error),
             "quality.psnr_raw_db": _decibels(self._peak, noise),

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 Message = dict[str, Any]
 Commands = queue.SimpleQueue[Message]
 _STOP: Message = {"type": "stop"}
+_LEAVE_S = 2.5  # the daemon kills a child that takes longer than four seconds
 _NICE = 10
 """While starting: at idle priority the import of torch alone can take a minute."""
 
@@ -137,8 +138,16 @@ def _listen(stream: TextIO, commands: Commands) -> None:
             continue
         commands.put(command)
         if kind == "stop":
+            _leave_in_time()
             return
     commands.put(_STOP)
+
+
+def _leave_in_time() -> None:
+    """End even in the middle of a long round: what is on disk is whole at any moment."""
+    timer = threading.Timer(_LEAVE_S, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
 
 
 def _claim_stdout() -> TextIO:

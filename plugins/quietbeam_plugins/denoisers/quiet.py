@@ -5,7 +5,10 @@ state.  The estimate of frame i is made ``lag`` frames later from the features
 of its ``2 * lag`` neighbours, never from its own, so it stays *blind*: its
 error can be measured against the frame itself, and the frame can be fused with
 it afterwards.  A small three-scale U-Net of dense 3x3 convolutions at half
-resolution gives a correction to the mean of the neighbours, and a variance.
+resolution chooses, pixel by pixel, between simple means (of the neighbours and
+of two older memories, sharp and smoothed), adds a correction, and tells the
+variance of the result.  Before any training all means weigh the same: the
+network starts as a fair filter, not as noise.
 
 Shapes: n streams, c channels, h height, w width, t frames of a clip.
 """
@@ -65,7 +68,7 @@ class QuietNet(nn.Module):
         self.remember = conv(4 * (1 + len(rates)), 2 * features)
         self.gather = nn.Conv2d(2 * (lag + 1) * features, widths[0], 1)
         self.unet = UNet(widths)
-        self.head = conv(widths[0], 4 * (2 + len(rates)))
+        self.head = conv(widths[0], 4 * (2 + 2 * (1 + len(rates))))
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             nn_bias(self.head)[4:8] = -2.0  # log variance: start near that of a mean of neighbours
@@ -123,8 +126,9 @@ class QuietNet(nn.Module):
         x = torch.cat([*[maps[i] for i in others], F.relu(self.remember(half(seen)))], 1)
         h, w = base.shape[-2:]
         x = F.pixel_shuffle(self.head(self.unet(F.relu(self.gather(x)))), 2)[..., :h, :w]
-        gates = torch.sigmoid(x[:, 2:])
-        mean = base + x[:, :1] + (gates * (old - base)).mean(1, keepdim=True)
+        means = torch.cat([base, old], 1)
+        means = torch.cat([means, blur(means)], 1)
+        mean = (torch.softmax(x[:, 2:], 1) * means).sum(1, keepdim=True) + x[:, :1]
         return mean, torch.exp(x[:, 1:2].clamp(-8, 4))
 
     def training_loss(self, clip: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
@@ -227,6 +231,15 @@ def half(x: Tensor) -> Tensor:
     """Move 2 x 2 pixels into channels; the edges are repeated up to a multiple of eight."""
     h, w = x.shape[-2:]
     return F.pixel_unshuffle(F.pad(x, (0, -w % 8, 0, -h % 8), mode="replicate"), 2)
+
+
+def blur(x: Tensor) -> Tensor:
+    """Smooth with the binomial kernel 1 4 6 4 1 along both axes; the edges are repeated."""
+    h, w = x.shape[-2:]
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    taps = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+    rows = torch.stack([tap * padded[..., i : i + w] for i, tap in enumerate(taps)]).sum(0)
+    return torch.stack([tap * rows[..., i : i + h, :] for i, tap in enumerate(taps)]).sum(0)
 
 
 def up(x: Tensor) -> Tensor:
