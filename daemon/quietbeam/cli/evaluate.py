@@ -34,7 +34,7 @@ class Scale:
     steps: dict[str, int]
 
 
-QUICK = Scale(64, 48, {"kalman": 0, "n2v": 120, "umvd": 200, "quiet": 600})
+QUICK = Scale(64, 48, {"kalman": 0, "n2v": 100, "umvd": 160, "quiet": 600})
 FULL = Scale(128, 100, {"kalman": 0, "n2v": 3000, "umvd": 6000, "quiet": 10_000})
 
 
@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "evaluate",
         "Compare raw, classical filters, n2v, umvd and quiet on simulated Cahn-Hilliard phase "
         "separation under four kinds of noise, with PSNR and SSIM against the truth, and check "
-        "what the paper's figure 2b says. About 25 minutes on 2 processors.",
+        "what the paper's figure 2b says. About 20 minutes on 2 processors.",
         "quietbeam evaluate --cases gaussian --seeds 1 --json",
     )
     parser.add_argument(
