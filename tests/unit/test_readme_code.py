@@ -19,13 +19,13 @@ def blocks(language):
             yield pytest.param(match[1], id=f"{path.relative_to(ROOT)}#{number}")
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+@pytest.mark.parametrize("code", list(blocks("python")))
 def test_python_code_in_a_readme_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=110)
 
 
-@pytest.mark.parametrize("text", blocks("sh"))
+@pytest.mark.parametrize("text", list(blocks("sh")))
 def test_commands_in_a_readme_exist_with_the_options_they_are_shown_with(text):
     for line in text.splitlines():
         words = shlex.split(line, comments=True)
