@@ -241,7 +241,8 @@ def test_a_stream_is_learned_promoted_and_a_killed_trainer_goes_on(bench):
     events = bench.feed(child, scene.frame, is_type("decision"))
     progress = [event for event in events if event["type"] == "progress"]
     assert all(event["steps"] >= saved for event in progress)
-    assert events[-1]["version"] in (0, 2)
+    # numbers go on behind all that was promoted before, however far it had come
+    assert events[-1]["version"] == 0 or events[-1]["version"] >= 2
     assert child.hang_up() == 0
 
 
