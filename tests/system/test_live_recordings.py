@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.daemons import running
 
+from helpers.daemons import running
 from quietbeam.offline.quality import local_sd_ratio
 from quietbeam.offline.recording import Recording
 from quietbeam.offline.series import open_series
@@ -40,8 +40,10 @@ def test_a_real_recording_passes_through_the_live_daemon(name, frames, ratio, tm
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=90)
         assert json.loads(done.stdout)["sent"] == frames
         daemon.wait_for(
-            lambda s: s["outputs"]["hdf5.0"]["status"]["state"] == "idle"
-            and s["ledger"].get("denoise", {}).get("sent") == frames,
+            lambda s: (
+                s["outputs"]["hdf5.0"]["status"]["state"] == "idle"
+                and s["ledger"].get("denoise", {}).get("sent") == frames
+            ),
             60,
             "the end of the recording",
         )
