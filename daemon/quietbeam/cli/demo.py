@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,7 @@ def _status(url: str) -> dict[str, Any] | None:
 def _view(arguments: argparse.Namespace) -> Iterator[Any]:
     """Give a function that shows a status: a dashboard for people, nothing for programs."""
     if arguments.json or not is_terminal():
-        with nullcontext():
-            yield lambda _status, _elapsed: None
+        yield lambda _status, _elapsed: None
         return
     from rich.live import Live
 

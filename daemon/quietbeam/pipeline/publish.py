@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import structlog
 
@@ -116,7 +115,6 @@ class Publish:
 
     def __init__(self, ring: RingWriter, sinks: list[SinkThread], ledger: Ledger) -> None:
         self._ring, self._sinks, self._ledger = ring, sinks, ledger
-        self.observe: Callable[[float], None] = lambda _seconds: None
 
     def __call__(self, item: Item) -> None:
         """Publish a start, a result or an end."""
