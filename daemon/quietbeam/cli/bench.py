@@ -47,7 +47,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "second, latency of a frame (p50, p99), processor time and peak memory. A case stops "
         "after --frames or --seconds, whichever comes first, but measures two frames at least: "
         "umvd at 512 px takes many seconds for each. All together about ten minutes on 2 "
-        "processors.",
+        "processors. With --live: the whole live path instead, from a detector's socket to clean "
+        "frames, with the trainer working and resting in turns; about two minutes for each size.",
         "quietbeam bench --denoiser quiet kalman --size 256 --json",
     )
     parser.add_argument("--denoiser", nargs="+", metavar="NAME", help="default: all installed")
@@ -56,6 +57,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="N")
     parser.add_argument("--frames", type=int, default=200, help="at most (default: 200)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per case (default: 4)")
+    parser.add_argument("--live", action="store_true", help="measure the whole live path")
+    parser.add_argument(
+        "--rate", type=float, default=20.0, metavar="HZ",
+        help="with --live: frames per second sent (default: 20)",
+    )  # fmt: skip
     parser.add_argument("--case", help=argparse.SUPPRESS)
     add_json(parser)
     parser.set_defaults(execute=_execute)
@@ -66,6 +72,8 @@ def _execute(arguments: argparse.Namespace) -> int:
         print(json.dumps(measure(Case(**json.loads(arguments.case)))))
         return 0
     cases = _cases(arguments)
+    if arguments.live:
+        return _execute_live(arguments)
     started = time.monotonic()
     found = machine()
     with bar() as progress:
@@ -88,6 +96,28 @@ def _execute(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _execute_live(arguments: argparse.Namespace) -> int:
+    from quietbeam.cli._bench_live import measure_live
+
+    found, rows = machine(), []
+    combinations = list(product(arguments.denoiser or ["quiet"], arguments.size, arguments.threads))
+    with bar() as progress:
+        for number, (denoiser, size_px, threads) in enumerate(combinations):
+            progress("live", number / len(combinations))
+            seconds = arguments.seconds
+            rows.append(
+                measure_live(
+                    denoiser, size_px, arguments.rate, threads=threads, seconds=seconds, rounds=4
+                )
+            )
+        progress("live", 1.0)
+    if arguments.json:
+        print_json({"machine": found, "live": rows})
+    else:
+        _print_live(rows, found)
+    return 0
+
+
 def _cases(arguments: argparse.Namespace) -> list[Case]:
     from quietbeam.registry import available
 
@@ -100,7 +130,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
         for value in getattr(arguments, name):
             if value < least:
                 raise ConfigError(f"--{name} {value}: expected at least {least}")
-    for name in ("frames", "seconds"):
+    for name in ("frames", "seconds", "rate"):
         if not getattr(arguments, name) > 0:
             raise ConfigError(f"--{name} {getattr(arguments, name)}: expected more than 0")
     frames, seconds = arguments.frames, arguments.seconds
@@ -228,6 +258,20 @@ def _print(rows: Sequence[dict[str, Any]], found: dict[str, Any], took_s: float)
     for row in rows:
         if "error" in row:
             print(f"{row['denoiser']} in {row['engine']}: {row['error']}", file=sys.stderr)
+
+
+def _print_live(rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
+    header = ("denoiser", "px", "threads", "trainer", "in/s", "clean/s", "given up")
+    lines = []
+    for row in rows:
+        for kind in ("training", "frozen"):
+            seen = row[kind]
+            case = (row["denoiser"], str(row["size_px"]), str(row["threads"]), kind)
+            rates = (f"{seen[key]:.1f}" for key in ("received_hz", "clean_hz"))
+            times = (f"{seen[key]:.1f}" for key in ("denoise_ms", "latency_ms"))
+            lines.append((*case, *rates, f"{100 * seen['given_up']:.1f} %", *times))
+    print_table(lines, (*header, "ms per frame", "latency ms"))
+    print("\n" + ", ".join(f"{key} {value}" for key, value in found.items()))
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, ...]]:

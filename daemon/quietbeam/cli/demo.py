@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from quietbeam.cli import Subparsers
+from quietbeam.cli._daemon import free_port, running
+from quietbeam.cli._daemon import status as read_status
 from quietbeam.cli._output import add_command, add_json, is_terminal, print_json
 from quietbeam.core.errors import QuietbeamError
 
@@ -83,8 +81,7 @@ def _execute(arguments: argparse.Namespace) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     config, url, address = _write_config(directory.resolve(), arguments)
     frames = round(arguments.seconds * arguments.rate)
-    with _daemon(config, directory) as daemon:
-        _wait_ready(url, daemon, directory)
+    with running(config, url, directory / "daemon.log"):
         watched = _watch(url, address, frames, arguments)
     report = _report(directory, arguments, frames, watched)
     print_json(report) if arguments.json else _tell(report)
@@ -92,7 +89,7 @@ def _execute(arguments: argparse.Namespace) -> int:
 
 
 def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path, str, str]:
-    detector, output, http = (_free_port() for _ in range(3))
+    detector, output, http = (free_port() for _ in range(3))
     address = f"tcp://127.0.0.1:{detector}"
     config = directory / "demo.toml"
     config.write_text(
@@ -108,44 +105,6 @@ def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path,
     return config, f"http://127.0.0.1:{http}", address
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _daemon(config: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the daemon; on leaving it drains and must end well."""
-    with (directory / "daemon.log").open("wb") as log:
-        command = [sys.executable, "-m", "quietbeam", "run", str(config)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                code = process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-    if code != 0:
-        raise QuietbeamError(f"the daemon ended with code {code}; see {directory / 'daemon.log'}")
-
-
-def _wait_ready(url: str, daemon: subprocess.Popen[bytes], directory: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if daemon.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310 - our own
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise QuietbeamError(f"the daemon did not become ready; see {directory / 'daemon.log'}")
-
-
 def _watch(url: str, address: str, frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the detector and look on until all it sent is written."""
     simulator = _simulator(address, frames, arguments)
@@ -156,7 +115,7 @@ def _watch(url: str, address: str, frames: int, arguments: argparse.Namespace) -
         while simulator.poll() is None or not _settled(status):
             if simulator.poll() is not None and time.monotonic() > began + arguments.seconds + 30:
                 break
-            status = _status(url) or status
+            status = read_status(url) or status
             if (latency := (status.get("pipeline") or {}).get("latency_p99_s")) is not None:
                 latencies.append(latency)
             show(status, time.monotonic() - began)
@@ -181,14 +140,6 @@ def _settled(status: Mapping[str, Any]) -> bool:
     outputs = [o.get("status") or {} for o in (status.get("outputs") or {}).values()]
     recording = any(output.get("state") == "recording" for output in outputs)
     return pipeline.get("run") is None and not flowing and not recording
-
-
-def _status(url: str) -> dict[str, Any] | None:
-    try:
-        with urllib.request.urlopen(f"{url}/api/v1/status", timeout=5) as answer:  # noqa: S310
-            return json.load(answer)
-    except (urllib.error.URLError, OSError):
-        return None
 
 
 @contextmanager
