@@ -69,6 +69,12 @@ class TrainerConfig(Section):
     learning_rate: PositiveFloat = 2e-3
     ema_decay: float = Field(default=0.99, gt=0, lt=1)
     candidate_every_s: PositiveFloat = 10.0
+    classical: tuple[str, ...] = ("kalman", "median", "svd")
+    """What the gate may put in the place of [fallback] where it is better on this stream.
+
+    Kinds of classical denoisers, each with its default settings; that of
+    [fallback] has its own and need not be named.
+    """
     history_mib: PositiveInt = 256
     """Memory for the recent frames and the reservoir, together."""
     threads: PositiveInt = 1
@@ -118,6 +124,7 @@ class Config:
     corrections: tuple[Named[CorrectionPlugin], ...]
     denoiser: Named[DenoiserPlugin]
     fallback: Named[DenoiserPlugin]
+    alternatives: tuple[Named[DenoiserPlugin], ...]
     analyses: tuple[Named[AnalysisPlugin], ...]
     sinks: tuple[Named[SinkPlugin], ...]
     engine: EngineConfig
@@ -125,6 +132,11 @@ class Config:
     trainer: TrainerConfig
     rings: RingsConfig
     service: ServiceConfig
+
+    @property
+    def classical(self) -> tuple[Named[DenoiserPlugin], ...]:
+        """What may run without a network: the fallback, then its alternatives."""
+        return (self.fallback, *self.alternatives)
 
     @property
     def sha256(self) -> str:
@@ -186,6 +198,9 @@ def parse(text: str, path: Path) -> Config:
     """
     reader = _Tables(path, _tables(text, path))
     reader.refuse_unknown()
+    fallback = reader.plugin("fallback", "denoisers", DenoiserPlugin, default="kalman")
+    trainer = reader.section("trainer", TrainerConfig)
+    others = [name for name in dict.fromkeys(trainer.classical) if name != fallback.name]
     return Config(
         path=path,
         text=text,
@@ -193,12 +208,16 @@ def parse(text: str, path: Path) -> Config:
         source=reader.plugin("source", "sources", SourcePlugin),
         corrections=reader.plugins("corrections", "corrections", CorrectionPlugin),
         denoiser=reader.plugin("denoiser", "denoisers", DenoiserPlugin, default="quiet"),
-        fallback=reader.plugin("fallback", "denoisers", DenoiserPlugin, default="kalman"),
+        fallback=fallback,
+        alternatives=tuple(
+            reader.named("[trainer] classical", "denoisers", DenoiserPlugin, {"kind": name})
+            for name in others
+        ),
         analyses=reader.plugins("analyses", "analyses", AnalysisPlugin),
         sinks=reader.plugins("sinks", "sinks", SinkPlugin),
         engine=reader.section("engine", EngineConfig),
         calibration=reader.section("calibration", CalibrationConfig),
-        trainer=reader.section("trainer", TrainerConfig),
+        trainer=trainer,
         rings=reader.section("rings", RingsConfig),
         service=reader.section("service", ServiceConfig),
     )
@@ -233,18 +252,18 @@ class _Tables:
             settings = {"kind": default}
         if settings is None:
             raise ConfigError(f"{self._path}: the table [{table}] is missing")
-        return self._named(f"[{table}]", kind, base, settings)
+        return self.named(f"[{table}]", kind, base, settings)
 
     def plugins(self, table: str, kind: str, base: type[P]) -> tuple[Named[P], ...]:
         entries = self._tables.get(table, [])
         if not isinstance(entries, list):
             raise ConfigError(f"{self._path}: write [[{table}]] (a list of tables), not [{table}]")
         return tuple(
-            self._named(f"[[{table}]] #{number}", kind, base, settings)
+            self.named(f"[[{table}]] #{number}", kind, base, settings)
             for number, settings in enumerate(entries, 1)
         )
 
-    def _named(self, where: str, kind: str, base: type[P], settings: Any) -> Named[P]:
+    def named(self, where: str, kind: str, base: type[P], settings: Any) -> Named[P]:
         if not isinstance(settings, dict) or not isinstance(settings.get("kind"), str):
             raise ConfigError(f'{self._path}: {where} needs kind = "...", the name of a plugin')
         rest = {key: value for key, value in settings.items() if key != "kind"}

@@ -15,6 +15,8 @@ from quietbeam.core import records, ring
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader
 from quietbeam.model import checkpoint
+from quietbeam.model.clean import Prepared
+from quietbeam.pipeline.live import Model, Switch
 from quietbeam.pipeline.pipeline import Pipeline, Rings
 
 CONFIG = """
@@ -301,3 +303,113 @@ def test_a_denoiser_too_slow_for_the_frame_rate_is_refused_and_says_so(make, tmp
 
     run_to_end(pipeline, offer)
     assert {r.model_version for r in sink.results} == {0}
+
+
+def test_the_fallback_changes_between_two_frames_and_every_result_names_its_own(make):
+    sink = Collect()
+    pipeline = make(phantom_run("a", 60), [sink], pause_s=0.03)
+
+    def change():
+        time.sleep(0.6)
+        pipeline.use_fallback("svd").result(30)
+        assert pipeline.snapshot()["fallback"] == "svd"
+
+    run_to_end(pipeline, change)
+    assert [r.index for r in sink.results] == list(range(60))
+    names = [r.denoiser for r in sink.results]
+    assert names == ["kalman"] * names.count("kalman") + ["svd"] * names.count("svd")
+    assert min(names.count("kalman"), names.count("svd")) > 5
+    assert {r.model_version for r in sink.results} == {0}
+    assert balanced(pipeline)
+
+
+def test_the_fallback_changes_under_a_live_network_and_takes_over_from_it(make, tmp_path):
+    sink = Collect()
+    pipeline = make(phantom_run("a", 120), [sink], pause_s=0.03)
+    path = save_weights(pipeline, tmp_path / "w.safetensors")
+
+    def change_all():
+        time.sleep(0.6)
+        pipeline.offer(None, path, 1).result(30)
+        time.sleep(0.4)
+        pipeline.use_fallback("median").result(30)
+        time.sleep(0.4)
+        pipeline.demote()
+
+    run_to_end(pipeline, change_all)
+    assert [r.index for r in sink.results] == list(range(120))
+    seen = list(dict.fromkeys((r.denoiser, r.model_version) for r in sink.results))
+    assert seen == [("kalman", 0), ("quiet", 1), ("median", 0)]
+
+
+def test_the_chosen_fallback_is_used_in_the_next_run_too(make):
+    sink = Collect()
+    pipeline = make([*phantom_run("a", 30), *phantom_run("b", 8, (33, 41))], [sink], pause_s=0.03)
+
+    def change():
+        time.sleep(0.5)
+        pipeline.use_fallback("svd").result(30)
+
+    run_to_end(pipeline, change)
+    assert {r.denoiser for r in sink.results if r.run == "b"} == {"svd"}
+
+
+def test_a_fallback_that_is_too_slow_or_unknown_is_refused_with_a_reason(make):
+    events = list(phantom_run("a", 40, (256, 256)))
+    start = events[0]
+    events[0] = RunStart(run="a", shape=start.shape, dtype=start.dtype, frame_time_s=1e-5)
+    sink = Collect()
+    pipeline = make(events, [sink], pause_s=0.05)
+
+    def change():
+        time.sleep(0.5)
+        with pytest.raises(Exception, match="svd needs"):
+            pipeline.use_fallback("svd").result(30)
+        assert "staying with kalman" in pipeline.snapshot()["message"]
+        with pytest.raises(Exception, match="none of the classical"):
+            pipeline.use_fallback("quiet").result(30)
+
+    run_to_end(pipeline, change)
+    assert {r.denoiser for r in sink.results} == {"kalman"}
+    assert pipeline.snapshot()["fallback"] == "kalman"
+
+
+class Late:
+    """An engine that waits ``lag`` frames and gives each frame back."""
+
+    blind = True
+
+    def __init__(self, lag):
+        self.lag = lag
+        self.reset()
+
+    def reset(self):
+        self.frames = []
+
+    def __call__(self, frame):
+        self.frames.append(frame)
+        found = self.frames[-1 - min(self.lag, len(self.frames) - 1)]
+        return found, np.ones_like(found)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 3), (3, 0), (2, 2)])
+@pytest.mark.parametrize("under", [None, 5])
+def test_a_fallback_that_waits_longer_or_shorter_loses_and_repeats_nothing(before, after, under):
+    """Switched at any time, with or without a network that waits as well."""
+    for at in (1, 3, 9):
+        switch = Switch(Late(before), "old")
+        out = []
+        for i in range(20):
+            frame = Frame(run="a", index=i, time_ns=0, received_ns=0, pixels=np.zeros((2, 2)))
+            pixels = np.full((2, 2), i, np.float32)
+            out += switch.push(Prepared(i, frame, pixels, np.ones((2, 2), bool), pixels))
+            if i == 0 and under is not None:
+                switch.promote(switch.warm(Late(under)), Model("network", 1))
+            if i == at:
+                switch.change_fallback(switch.warm(Late(after)), "new")
+            if i == 12:
+                switch.demote()
+        out += switch.flush()
+        assert [estimate.prepared.position for estimate, _ in out] == list(range(20))
+        assert all((estimate.blind == estimate.prepared.z).all() for estimate, _ in out)
+        assert out[-1][1] == Model("new", 0)

@@ -139,7 +139,7 @@ class Bench:
     def feed(self, child, frames, until, timeout_s=110.0):
         """Put 100 frames a second until an event is wanted; give all events up to it.
 
-        What is promoted or demoted is confirmed at once.
+        What is promoted, demoted or chosen is confirmed at once, as the daemon does.
         """
         events, deadline = [], time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -150,7 +150,9 @@ class Bench:
             for event in child.newest():
                 events.append(event)
                 if event["type"] == "decision" and event["action"] != "reject":
-                    child.say("live", version=event["version"])  # as the daemon does
+                    goes = event["action"] in {"fallback", "demote"}
+                    fallback = event["classical" if goes else "fallback"]
+                    child.say("live", version=event["version"], fallback=fallback)
                 if until(event):
                     return events
             assert child.process.poll() is None, "".join(child.log)
@@ -182,6 +184,11 @@ def is_type(kind):
 
 def promoted(event):
     return event["type"] == "decision" and event["action"] == "promote"
+
+
+def judged(event):
+    """A decision about a network."""
+    return event["type"] == "decision" and event["action"] != "fallback"
 
 
 def after(seconds):
@@ -238,12 +245,32 @@ def test_a_stream_is_learned_promoted_and_a_killed_trainer_goes_on(bench):
 
     child = bench.start()
     child.say("live", version=1)
-    events = bench.feed(child, scene.frame, is_type("decision"))
+    events = bench.feed(child, scene.frame, judged)
     progress = [event for event in events if event["type"] == "progress"]
     assert all(event["steps"] >= saved for event in progress)
     # numbers go on behind all that was promoted before, however far it had come
     assert events[-1]["version"] == 0 or events[-1]["version"] >= 2
     assert child.hang_up() == 0
+
+
+@pytest.mark.slow
+def test_the_trainer_names_the_classical_denoiser_that_is_better_on_this_stream(bench):
+    scene = Scene()
+    child = bench.start()
+    bench.begin(child)
+    chosen = bench.feed(child, lambda i: still(scene, i), lambda e: e.get("action") == "fallback")
+    event = chosen[-1]
+    assert (event["denoiser"], event["fallback"], event["version"]) == ("svd", "kalman", 0)
+    assert event["gain"] > 2 * event["standard_error"] > 0
+    assert event["loss_classical"] < event["loss_live"]
+    later = bench.feed(child, lambda i: still(scene, i), judged)[-1]
+    assert later["classical"] == "svd"
+
+
+def still(scene, index):
+    """A scene that does not move, measured anew."""
+    noise = np.random.default_rng([8, index]).normal(0, NOISE_SD, SHAPE)
+    return np.rint(scene.truth(0) + noise).astype(np.uint16)
 
 
 def test_a_configuration_that_cannot_work_ends_with_78(bench):

@@ -39,6 +39,10 @@ def test_the_smallest_file_gets_defaults_for_all_else():
         (SOURCE + "[denoiser]\nkind = 3\n", ["[denoiser]", "kind"]),
         ('[source]\nkind = "array"\n', ["[source] address", "required"]),
         (SOURCE + "addres = 1\n", ["[source] addres", "known keys:", "address"]),
+        (
+            SOURCE + '[trainer]\nclassical = ["svt"]\n',
+            ["[trainer] classical", "'svt'", "installed:", "svd"],
+        ),
         (SOURCE + "[trainer]\nema_decay = 1.5\n", ["[trainer] ema_decay", "less than 1"]),
     ],
 )
@@ -49,6 +53,17 @@ def test_an_error_names_file_table_and_key_and_what_would_do(text, parts):
     assert message.startswith("beam.toml: ")
     for part in parts:
         assert part in message
+
+
+def test_the_gate_may_choose_any_classical_denoiser_unless_told_otherwise():
+    def classical(text):
+        return [(named.name, named.plugin) for named in parse(SOURCE + text, PATH).classical]
+
+    assert [name for name, _ in classical("")] == ["kalman", "median", "svd"]
+    own = classical('[fallback]\nkind = "median"\nframes = 5\n')
+    assert [name for name, _ in own] == ["median", "kalman", "svd"]
+    assert own[0][1].frames == 5
+    assert [name for name, _ in classical("[trainer]\nclassical = []\n")] == ["kalman"]
 
 
 def test_every_error_of_a_table_is_told_at_once():

@@ -10,6 +10,8 @@ from quietbeam.trainer.gate import (
     Decision,
     Noise,
     Rules,
+    best_classical,
+    choose_fallback,
     decide,
     estimate,
     measured_noise,
@@ -197,6 +199,52 @@ def test_nothing_is_said_before_there_are_four_guard_frames():
 def test_nothing_is_said_of_a_good_live_model_while_training_is_frozen():
     world = World()
     assert decide(None, world.off_by(0.3), world.off_by(0.6)) is None
+
+
+def test_the_surely_better_classical_denoiser_becomes_the_fallback_with_its_numbers():
+    world = World()
+    classical = {"kalman": world.off_by(0.5), "median": world.off_by(0.7), "svd": world.off_by(0.3)}
+    assert best_classical(classical) == "svd"
+    choice = choose_fallback(classical, "kalman")
+    assert choice is not None
+    assert (choice.action, choice.classical) == ("fallback", "svd")
+    assert choice.gain > 2 * choice.standard_error > 0
+    assert choice.loss_classical < choice.loss_live
+    assert choose_fallback(classical, "svd") is None
+
+
+def test_a_fallback_that_is_hardly_worse_stays():
+    world = World()
+    mean = world.truth + world.noise(0.4)
+    classical = {"kalman": world.scores(mean, 0.16), "svd": world.scores(mean, 0.17)}
+    assert all(choose_fallback(classical, name) is None for name in classical)
+
+
+def test_a_fallback_that_is_not_finite_is_replaced_and_one_that_is_not_is_never_chosen():
+    world = World()
+    broken = world.scores(np.full(world.shape, np.nan))
+    classical = {"kalman": broken, "svd": world.off_by(0.9)}
+    choice = choose_fallback(classical, "kalman")
+    assert choice is not None
+    assert "not finite" in choice.reason
+    assert choose_fallback(classical, "svd") is None
+    assert choose_fallback({"kalman": broken, "svd": broken}, "kalman") is None
+
+
+def test_three_guard_frames_choose_no_fallback():
+    world = World(frames=3)
+    assert choose_fallback({"a": world.off_by(0.9), "b": world.off_by(0.1)}, "a") is None
+
+
+def test_among_impulses_the_fallback_is_chosen_by_the_robust_loss():
+    world = World()
+    hit = world.rng.random(world.three.shape) < 0.2
+    world.three[hit] = 60.0
+    pulled = world.truth + 0.2 * (60 - world.truth) + world.noise(0.1)
+    classical = {"kalman": world.scores(pulled), "median": world.scores(world.truth)}
+    choice = choose_fallback(classical, "kalman", impulsive=True)
+    assert choice is not None
+    assert choice.classical == "median"
 
 
 GOOD = 0.1

@@ -17,6 +17,7 @@ class FakePipeline:
 
     def __init__(self):
         self.live, self.offers, self.refused = 0, [], set()
+        self.fallback = "kalman"
 
     def offer(self, onnx, checkpoint, version):
         self.offers.append((onnx, checkpoint, version))
@@ -30,6 +31,15 @@ class FakePipeline:
 
     def demote(self):
         self.live = 0
+
+    def use_fallback(self, name):
+        done = Future()
+        if name in self.refused:
+            done.set_exception(EngineError("too slow for the frame rate"))
+        else:
+            self.fallback = name
+            done.set_result(None)
+        return done
 
 
 class World:
@@ -57,8 +67,12 @@ def play(tmp_path, scenario):
     asyncio.run(scenario(World(tmp_path)))
 
 
-def told(trainer):
-    return next(command["version"] for command in trainer._greet() if command["type"] == "live")
+def told(trainer, what="version"):
+    return next(command[what] for command in trainer._greet() if command["type"] == "live")
+
+
+def better(name):
+    return {"action": "fallback", "denoiser": name, "classical": name, "checkpoint": None}
 
 
 def test_a_promotion_goes_live_and_everyone_is_told(tmp_path):
@@ -112,6 +126,61 @@ def test_a_demotion_goes_back_to_the_classical_denoiser(tmp_path):
         await world.promote(1)
         await world.model.decided({"action": "demote", "version": 1, "checkpoint": None})
         assert (world.pipeline.live, world.model.version, told(world.trainer)) == (0, 0, 0)
+
+    play(tmp_path, scenario)
+
+
+def test_a_better_classical_denoiser_takes_over_and_everyone_is_told(tmp_path):
+    async def scenario(world):
+        await world.promote(1)
+        await world.model.decided(better("svd"))
+        assert (world.pipeline.fallback, world.pipeline.live) == ("svd", 1)
+        assert (told(world.trainer), told(world.trainer, "fallback")) == (1, "svd")
+        assert world.notes[-1]["gate_decision"]["applied"]
+        assert world.notes[-1]["fallback"] == world.model.account()["fallback"] == "svd"
+        assert (world.model.swaps["fallback"], world.model.actions["fallback"]) == (1, 1)
+        await world.model.decided(better("svd"))
+        assert not world.notes[-1]["gate_decision"]["applied"]
+        assert world.model.swaps["fallback"] == 1
+
+    play(tmp_path, scenario)
+
+
+def test_a_classical_denoiser_that_is_too_slow_leaves_the_one_in_use(tmp_path):
+    async def scenario(world):
+        world.pipeline.refused.add("svd")
+        await world.model.decided(better("svd"))
+        assert world.pipeline.fallback == "kalman"
+        assert world.model.swaps["refused"] == 1
+        assert not world.notes[-1]["gate_decision"]["applied"]
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_demotion_goes_to_the_best_classical_denoiser_or_at_least_to_one(tmp_path, refused):
+    async def scenario(world):
+        await world.promote(1)
+        world.pipeline.refused |= {"median"} if refused else set()
+        await world.model.decided({"action": "demote", "version": 0, "classical": "median"})
+        assert (world.pipeline.live, world.model.version) == (0, 0)
+        assert world.pipeline.fallback == ("kalman" if refused else "median")
+        assert told(world.trainer, "fallback") == world.pipeline.fallback
+
+    play(tmp_path, scenario)
+
+
+def test_the_chosen_fallback_outlives_roll_backs_and_holds_but_not_a_reset(tmp_path):
+    async def scenario(world):
+        await world.model.decided(better("svd"))
+        await world.promote(1)
+        await world.model.rollback(0)
+        await world.model.use("classical")
+        await world.model.use("live")
+        assert (world.pipeline.live, world.pipeline.fallback) == (1, "svd")
+        await world.model.reset()
+        assert (world.pipeline.live, world.pipeline.fallback) == (0, "kalman")
+        assert told(world.trainer, "fallback") == "kalman"
 
     play(tmp_path, scenario)
 
@@ -171,7 +240,7 @@ def test_a_new_trainer_is_told_what_the_last_one_knew():
     trainer = Trainer({"type": "init", "raw_ring": "r"}, 1, lambda decision: None)
     noise = {"run": "a", "gain": 2.0, "offset_variance": 1.0, "impulsive": False}
     trainer.calibrated(noise)
-    trainer.live(4)
+    trainer.live(4, "svd")
     trainer.freeze("operator")
     trainer.freeze("overload")
     trainer.resume("operator")
@@ -184,7 +253,7 @@ def test_a_new_trainer_is_told_what_the_last_one_knew():
             "offset_variance": 1.0,
             "impulsive": False,
         },
-        {"type": "live", "version": 4},
+        {"type": "live", "version": 4, "fallback": "svd"},
         {"type": "freeze"},
     ]
     trainer.resume("overload")

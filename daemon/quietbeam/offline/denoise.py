@@ -27,7 +27,7 @@ from quietbeam.offline.train import Recipe
 
 log = structlog.get_logger()
 
-FALLBACK = ("kalman", "median")
+FALLBACK = ("kalman", "median", "svd")
 _COMPILE_ABOVE = 20_000_000  # pixels: below, compiling an engine takes longer than torch does
 
 

@@ -20,14 +20,18 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A network that has seen the frames up to ``position``."""
+    """An engine that has seen the frames up to ``position``.
+
+    ``owed`` are its estimates of frames that had not gone out yet.
+    """
 
     stream: EngineStream
     position: int
+    owed: list[Estimate]
 
 
 class Switch:
-    """Runs the classical denoiser and, once there is one, a network, over one run.
+    """Runs the classical denoiser or, once there is one, a network, over one run.
 
     Every frame goes out exactly once and in order, whatever is switched when:
     the network's first estimates are skipped until it has caught up with what
@@ -38,10 +42,11 @@ class Switch:
     def __init__(self, classical: Engine, name: str, recent_frames: int = 40) -> None:
         self._fallback = Model(name, 0)
         self._classical = EngineStream(classical)
-        self._kept: deque[Estimate] = deque()
+        self._kept: deque[tuple[Estimate, Model]] = deque()
         self._recent: deque[Prepared] = deque(maxlen=recent_frames)
         self._lock = threading.Lock()  # of ``_recent``, which another thread may copy
         self._network: EngineStream | None = None
+        self._resting = False  # the classical denoiser costs nothing while a network answers
         self._model = self._fallback
         self._live = self._fallback
         self._next = 0  # position of the next frame to go out
@@ -59,40 +64,66 @@ class Switch:
         """
         with self._lock:
             recent = list(self._recent)
-        stream = EngineStream(engine)
-        for prepared in recent:
-            stream.push(prepared)
-        return Warm(stream, recent[-1].position if recent else -1)
+        warm = Warm(EngineStream(engine), -1, [])
+        return self._catch_up(warm, recent)
 
     def promote(self, warm: Warm, model: Model) -> None:
         """Let a warm network go live from the next frame on."""
-        for prepared in self._recent:
-            if prepared.position > warm.position:
-                warm.stream.push(prepared)
-        self._network, self._model = warm.stream, model
+        self._network, self._model = self._catch_up(warm, list(self._recent)).stream, model
+
+    def change_fallback(self, warm: Warm, name: str) -> None:
+        """Let another classical denoiser, warm, stand in from the next frame on."""
+        warm = self._catch_up(warm, list(self._recent))
+        fallback = Model(name, 0)
+        if self._model is self._fallback:
+            self._model = fallback
+        self._classical, self._fallback = warm.stream, fallback
+        # The new one may wait longer or shorter than the old one: each frame once, in order.
+        kept = {item[0].prepared.position: item for item in self._kept}
+        kept |= {estimate.prepared.position: (estimate, fallback) for estimate in warm.owed}
+        self._kept = deque(kept[position] for position in sorted(kept))
 
     def demote(self) -> None:
         """Back to the classical denoiser from the next frame on."""
         self._network, self._model = None, self._fallback
+        if self._resting:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Show the classical denoiser the recent frames; it owes those not gone out yet."""
+        self._resting = False
+        warm = self._catch_up(Warm(EngineStream(self._classical.engine), -1, []), [*self._recent])
+        self._classical = warm.stream
+        self._kept = deque((estimate, self._fallback) for estimate in warm.owed)
+
+    def _catch_up(self, warm: Warm, frames: list[Prepared]) -> Warm:
+        """Show an engine those of the frames that it has not seen."""
+        owed = list(warm.owed)
+        for prepared in frames:
+            if prepared.position > warm.position:
+                owed += warm.stream.push(prepared)
+                owed = [estimate for estimate in owed if estimate.prepared.position >= self._next]
+        return Warm(warm.stream, frames[-1].position if frames else warm.position, owed)
 
     def push(self, prepared: Prepared) -> list[tuple[Estimate, Model]]:
         """Take the next frame; give what may go out, in order."""
         with self._lock:
             self._recent.append(prepared)
         network = self._network.push(prepared) if self._network else []
-        return self._choose(self._classical.push(prepared), network)
+        classical = [] if self._resting else self._classical.push(prepared)
+        return self._choose(classical, network)
 
     def flush(self) -> list[tuple[Estimate, Model]]:
         """The run is over: give all that is owed."""
         network = self._network.flush() if self._network else []
-        out = self._choose(self._classical.flush(), network)
+        out = self._choose([] if self._resting else self._classical.flush(), network)
         rest = self._release_classical()  # a network that was never warm owes nothing
         return out + rest
 
     def _choose(
         self, classical: list[Estimate], network: list[Estimate]
     ) -> list[tuple[Estimate, Model]]:
-        self._kept.extend(classical)
+        self._kept.extend((estimate, self._fallback) for estimate in classical)
         out: list[tuple[Estimate, Model]] = []
         for estimate in network:
             if estimate.prepared.position == self._next:
@@ -100,8 +131,8 @@ class Switch:
                 self._next += 1
         if out:
             self._live = self._model
-            while self._kept and self._kept[0].prepared.position < self._next:
-                self._kept.popleft()
+            self._resting = True
+            self._kept.clear()
         elif not network:  # else it answers for frames that went out already: it catches up
             out = self._release_classical()
         return out
@@ -109,10 +140,10 @@ class Switch:
     def _release_classical(self) -> list[tuple[Estimate, Model]]:
         out = []
         while self._kept:
-            estimate = self._kept.popleft()
+            estimate, model = self._kept.popleft()
             if estimate.prepared.position >= self._next:
-                out.append((estimate, self._fallback))
+                out.append((estimate, model))
                 self._next = estimate.prepared.position + 1
         if out:
-            self._live = self._fallback
+            self._live = out[-1][1]
         return out

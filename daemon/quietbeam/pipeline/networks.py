@@ -1,4 +1,4 @@
-"""Builds engines for the live path and keeps the accepted weights from run to run."""
+"""Builds engines for the live path; keeps the accepted weights and fallback from run to run."""
 
 from __future__ import annotations
 
@@ -33,16 +33,20 @@ class Candidate:
 
 
 class Networks:
-    """Engines of the configured denoiser and of the fallback, at the shape of the run.
+    """Engines of the configured denoiser and of the classical ones, at the shape of the run.
 
     Two engines of the network exist at most: the live one and an idle one, on
     which the next weights are warmed while the live one works on.
+
+    Attributes:
+        fallback: Name of the classical denoiser in use.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._module = config.denoiser.plugin.build()
-        self._fallback = config.fallback.plugin.build()
+        self._classical = {named.name: named.plugin for named in config.classical}
+        self.fallback = config.fallback.name
         self._engines: dict[Shape, list[Engine]] = {}
         self._accepted: Candidate | None = None
         self._live: Engine | None = None
@@ -51,10 +55,35 @@ class Networks:
         if not self._module.trainable:
             self._log.info("denoiser_needs_no_training", denoiser=config.denoiser.name)
 
-    def classical(self, shape: Shape) -> tuple[Engine, str]:
-        """A fresh engine of the fallback, and its name."""
-        engine_config = self._config.engine.model_copy(update={"kind": "torch"})
-        return build_engine(self._fallback, shape, engine_config), self._config.fallback.name
+    def classical(self, run: RunStart) -> tuple[Engine, str]:
+        """A fresh engine of the fallback, and its name; of the configured one if it is too slow."""
+        configured = self._config.fallback.name
+        if self.fallback != configured:
+            try:
+                return self.proven_classical(self.fallback, run), self.fallback
+            except EngineError as error:
+                self._log.error("fallback_not_used", denoiser=self.fallback, error=str(error))
+                self.fallback = configured
+        return self._build_classical(configured, run.shape), configured
+
+    def proven_classical(self, name: str, run: RunStart) -> Engine:
+        """A fresh engine of a classical denoiser, probed for speed.
+
+        Raises:
+            EngineError: It is none of the configured ones, gives non-finite
+                pixels, or the machine cannot keep up with the run's frame rate.
+        """
+        if name not in self._classical:
+            known = ", ".join(self._classical)
+            raise EngineError(f"{name} is none of the classical denoisers of this daemon: {known}")
+        engine = self._build_classical(name, run.shape)
+        self._probe(engine, run, name)
+        return engine
+
+    def _build_classical(self, name: str, shape: Shape) -> Engine:
+        # Filters are not compiled, and bf16 is for networks.
+        torch_engine = self._config.engine.model_copy(update={"kind": "torch"})
+        return build_engine(self._classical[name].build(), shape, torch_engine)
 
     def load(self, onnx: Path | None, checkpoint: Path, version: int) -> Candidate:
         """Read a checkpoint.
@@ -100,7 +129,7 @@ class Networks:
         engine = self._free_engine(run.shape, candidate.onnx)
         engine.stage(candidate.weights)
         engine.flip()
-        self._probe(engine, run)
+        self._probe(engine, run, self._config.denoiser.name)
         return engine
 
     def _free_engine(self, shape: Shape, onnx: Path | None) -> Engine:
@@ -113,7 +142,7 @@ class Networks:
         engines.append(build_engine(self._module, shape, self._config.engine, onnx=onnx))
         return engines[-1]
 
-    def _probe(self, engine: Engine, run: RunStart) -> None:
+    def _probe(self, engine: Engine, run: RunStart, name: str) -> None:
         frame = np.random.default_rng(0).normal(10, 1, run.shape).astype(np.float32)
         engine.reset()
         times = []
@@ -122,17 +151,20 @@ class Networks:
             mean, variance = engine(frame)
             times.append(time.perf_counter() - began)
             if not (np.isfinite(mean).all() and np.isfinite(variance).all()):
-                raise EngineError("the candidate gave non-finite pixels on a probe frame")
+                raise EngineError(f"{name} gave non-finite pixels on a probe frame")
         engine.reset()
-        self._judge_speed(min(times), run)
+        self._judge_speed(min(times), run, name)
 
-    def _judge_speed(self, seconds: float, run: RunStart) -> None:
+    def _judge_speed(self, seconds: float, run: RunStart, name: str) -> None:
         self.message = None
         if run.frame_time_s and seconds > _BUDGET * run.frame_time_s:
-            name = self._config.denoiser.name
             self.message = (
                 f"{name} needs {seconds:.3g} s per frame here and frames come every "
-                f"{run.frame_time_s:.3g} s: staying with {self._config.fallback.name}; use "
+                f"{run.frame_time_s:.3g} s: staying with {self._staying(name)}; use "
                 f"a smaller denoiser, more threads, a GPU, or {name} offline on the recording"
             )
             raise EngineError(self.message)
+
+    def _staying(self, refused: str) -> str:
+        """What runs when a denoiser is refused."""
+        return self._config.fallback.name if refused == self.fallback else self.fallback

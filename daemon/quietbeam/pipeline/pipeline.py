@@ -92,12 +92,22 @@ class Pipeline:
             with ``EngineError`` when the weights do not fit or the machine is
             too slow for them; what was live stays live.
         """
-        try:
-            return self._builder.submit(self._offer, onnx, checkpoint, version)
-        except RuntimeError:  # the builder has ended with the denoise thread
-            refused: Future[None] = Future()
-            refused.set_exception(EngineError("the pipeline is stopping; no model is taken now"))
-            return refused
+        return self._build(lambda: self._offer(onnx, checkpoint, version))
+
+    @property
+    def fallback(self) -> str:
+        """Name of the classical denoiser in use."""
+        return self.networks.fallback
+
+    def use_fallback(self, name: str) -> Future[None]:
+        """Change the classical denoiser: warmed aside, switched between two frames.
+
+        Returns:
+            Done once it is in use.  Fails with ``EngineError`` when it is none
+            of the configured ones or the machine is too slow for it; then
+            nothing changes.
+        """
+        return self._build(lambda: self._use_fallback(name))
 
     def demote(self) -> None:
         """Back to the classical denoiser, between two frames."""
@@ -125,10 +135,12 @@ class Pipeline:
             "latency_p99_s": _number(np.percentile(latencies, 99)),
             "denoiser": None if live is None else live.denoiser,
             "model_version": 0 if live is None else live.version,
+            "fallback": self.fallback,
             **{name.removeprefix("quality."): _number(v) for name, v in figures.items()},
             "calibration": self.calibration,
             "backlog": self._denoise.backlog,
-            "message": self._denoise.message or self.networks.message,
+            "message": "; ".join(filter(None, (self._denoise.message, self.networks.message)))
+            or None,
             "heartbeat_age_s": {
                 "ingest": (time.monotonic_ns() - self._ingest.heartbeat_ns) / 1e9,
                 "denoise": (time.monotonic_ns() - self._denoise.heartbeat_ns) / 1e9,
@@ -138,6 +150,14 @@ class Pipeline:
     def _last_frame_age_s(self) -> float | None:
         last_ns = self._ingest.last_frame_ns
         return (time.monotonic_ns() - last_ns) / 1e9 if last_ns else None
+
+    def _build(self, work: Callable[[], None]) -> Future[None]:
+        try:
+            return self._builder.submit(work)
+        except RuntimeError:  # the builder has ended with the denoise thread
+            refused: Future[None] = Future()
+            refused.set_exception(EngineError("the pipeline is stopping; no model is taken now"))
+            return refused
 
     def _denoise_body(self) -> None:
         try:
@@ -151,7 +171,7 @@ class Pipeline:
             run,
             [named.plugin for named in self.config.corrections],
             self.config.calibration,
-            self.networks.classical(run.shape),
+            self.networks.classical(run),
             self._on_calibrated,
         )
         fresh = self.networks.at_run_start(run)
@@ -173,6 +193,22 @@ class Pipeline:
             self.networks.accept(weights, engine)
             if self._denoise.cleaner is cleaner:
                 cleaner.switch.promote(warm, weights.model)
+
+        self._denoise.at_next_frame(switch).result()
+
+    def _use_fallback(self, name: str) -> None:
+        cleaner = self._denoise.cleaner
+        warm = None
+        if cleaner is not None:
+            warm = cleaner.switch.warm(self.networks.proven_classical(name, cleaner.run))
+
+        def switch() -> None:
+            now = self._denoise.cleaner
+            if now is not None and now is not cleaner:
+                raise EngineError(f"another run has begun; {self.fallback} goes on for now")
+            if now is not None and warm is not None:
+                now.switch.change_fallback(warm, name)
+            self.networks.fallback = name
 
         self._denoise.at_next_frame(switch).result()
 

@@ -61,7 +61,8 @@ def _rings(config: Config) -> Iterator[str]:
 
 
 def _denoisers(config: Config) -> Iterator[str]:
-    for table, named in (("denoiser", config.denoiser), ("fallback", config.fallback)):
+    others = (("trainer] classical: [", named) for named in config.alternatives)
+    for table, named in (("denoiser", config.denoiser), ("fallback", config.fallback), *others):
         try:
             _build(named)
         except (QuietbeamError, ImportError, ValueError, RuntimeError) as error:

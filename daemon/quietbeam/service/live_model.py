@@ -1,4 +1,4 @@
-"""Which weights the stream uses: only ones that passed the gate."""
+"""What the stream is cleaned with: weights and a classical denoiser that the gate has chosen."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ class Swappable(Protocol):
         """Go back to the classical denoiser."""
         ...
 
+    @property
+    def fallback(self) -> str:
+        """Name of the classical denoiser in use."""
+        ...
+
+    def use_fallback(self, name: str) -> Future[None]:
+        """Change the classical denoiser from the next frame on."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
@@ -44,7 +53,8 @@ class Promotion:
     unix_time_s: float
 
 
-SWAP_RESULTS = ("promoted", "demoted", "rolled_back", "refused", "held")
+SWAP_RESULTS = ("promoted", "demoted", "rolled_back", "refused", "held", "fallback")
+_ACTIONS = ("promote", "reject", "demote", "fallback")
 
 
 class LiveModel:
@@ -68,10 +78,11 @@ class LiveModel:
         """The operator holds the classical denoiser: promotions wait."""
         self.promotions: list[Promotion] = []
         self.decisions: deque[dict[str, Any]] = deque(maxlen=50)
-        self.actions: Counter[str] = Counter({"promote": 0, "reject": 0, "demote": 0})
+        self.actions: Counter[str] = Counter(dict.fromkeys(_ACTIONS, 0))
         self.swaps: Counter[str] = Counter(dict.fromkeys(SWAP_RESULTS, 0))
         self._pipeline, self._trainer, self._note = pipeline, trainer, note
         self._one_at_a_time = asyncio.Lock()
+        self._configured_fallback = pipeline.fallback
 
     async def decided(self, decision: Decision) -> None:
         """Act on one decision of the gate and keep it with the recording."""
@@ -84,9 +95,20 @@ class LiveModel:
             if action == "promote":
                 entry["applied"] = await self._promote(_promotion(decision))
             elif action == "demote":
+                # The better one first: a warm one takes over directly from the network.
+                await self._use_fallback(str(decision.get("classical") or self.fallback))
                 self._go_classical("demoted")
                 entry["applied"] = True
-        self._note({"gate_decision": entry, "live_version": self.version})
+            elif action == "fallback":
+                entry["applied"] = await self._use_fallback(str(decision["denoiser"]))
+        self._note(
+            {"gate_decision": entry, "live_version": self.version, "fallback": self.fallback}
+        )
+
+    @property
+    def fallback(self) -> str:
+        """Name of the classical denoiser that runs where no network does."""
+        return self._pipeline.fallback
 
     async def rollback(self, version: int | None) -> int:
         """Use an earlier promotion again (None: the one before; 0: the classical one).
@@ -119,10 +141,11 @@ class LiveModel:
             return self.version
 
     async def reset(self) -> None:
-        """Forget every model; the classical denoiser runs until a new one is proven."""
+        """Forget every model and choice; the configured fallback runs until one is proven."""
         async with self._one_at_a_time:
             self.promotions.clear()
             self._go_classical("rolled_back")
+            await self._use_fallback(self._configured_fallback)
 
     def account(self) -> dict[str, Any]:
         """Describe the models for the status page."""
@@ -130,6 +153,7 @@ class LiveModel:
             "version": self.version,
             "age_s": round(time.time() - self.since_s, 3),
             "held": self.held,
+            "fallback": self.fallback,
             "promotions": [asdict(promotion) for promotion in self.promotions],
             "actions": dict(self.actions),
             "swaps": dict(self.swaps),
@@ -162,6 +186,22 @@ class LiveModel:
         log.info("model_live", version=promotion.version, sha256=promotion.sha256[:12])
         return True
 
+    async def _use_fallback(self, name: str) -> bool:
+        """Change the classical denoiser; False where it is in use already or cannot be."""
+        if name == self.fallback:
+            return False
+        try:
+            await asyncio.wrap_future(self._pipeline.use_fallback(name))
+        except (QuietbeamError, OSError, ValueError) as error:
+            self.swaps["refused"] += 1
+            log.error("fallback_refused", denoiser=name, error=str(error))  # noqa: TRY400
+            self._tell()
+            return False
+        self.swaps["fallback"] += 1
+        log.info("fallback_changed", denoiser=name)
+        self._tell()
+        return True
+
     def _go_classical(self, result: str) -> None:
         self._pipeline.demote()
         self.swaps[result] += 1
@@ -174,7 +214,7 @@ class LiveModel:
 
     def _tell(self) -> None:
         if self._trainer is not None:
-            self._trainer.live(self.version)
+            self._trainer.live(self.version, self.fallback)
 
     def _earlier(self) -> int:
         versions = [p.version for p in self.promotions]

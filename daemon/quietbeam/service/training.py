@@ -35,7 +35,7 @@ class Trainer:
         self.progress: dict[str, Any] = {}
         self._init, self._on_decision = init, on_decision
         self._calibration: Command | None = None
-        self._live_version = 0
+        self._live: Command = {"type": "live", "version": 0}
         self._frozen_by: set[str] = set()
         self.child = Child(
             "trainer",
@@ -57,10 +57,10 @@ class Trainer:
         self._calibration = {"type": "calibration", **calibration}
         self.child.send(self._calibration)
 
-    def live(self, version: int) -> None:
-        """Say which promoted model is in use; 0 is the classical one."""
-        self._live_version = version
-        self.child.send({"type": "live", "version": version})
+    def live(self, version: int, fallback: str) -> None:
+        """Say which promoted model is in use, 0 for none, and which classical denoiser."""
+        self._live = {"type": "live", "version": version, "fallback": fallback}
+        self.child.send(self._live)
 
     def freeze(self, who: str) -> None:
         """Let training rest; it goes on when everyone who asked has taken it back."""
@@ -91,7 +91,7 @@ class Trainer:
         yield self._init
         if self._calibration is not None:
             yield self._calibration
-        yield {"type": "live", "version": self._live_version}
+        yield self._live
         if self._frozen_by:
             yield {"type": "freeze"}
 

@@ -10,9 +10,9 @@ tiles taken as independent, clustered by frame, and clustered by place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,7 +222,7 @@ def _log_chi2(chi2: Gain) -> tuple[float, float]:
 class Decision:
     """What to do, why, and the numbers behind it (stabilised units)."""
 
-    action: Literal["promote", "reject", "demote"]
+    action: Literal["promote", "reject", "demote", "fallback"]
     reason: str
     gain: float = float("nan")
     standard_error: float = float("nan")
@@ -233,6 +233,53 @@ class Decision:
     chi2: float = float("nan")
     spatial_correlation: float = float("nan")
     temporal_correlation: float = float("nan")
+    classical: str = ""
+    """The best of the classical denoisers: what is compared with, and gone back to."""
+
+
+def best_classical(classical: Mapping[str, Scores], *, impulsive: bool = False) -> str:
+    """Name of the classical denoiser of the least loss, among those whose numbers are finite.
+
+    All of them on the same tiles, in the same order; not empty.
+    """
+    sound = {name: scores for name, scores in classical.items() if scores.finite} or classical
+    nearest = min(sound.values(), key=lambda scores: float(scores.power.mean()))
+    noise = measured_noise(nearest, impulsive=impulsive)
+    return min(sound, key=lambda name: float(losses(sound[name], noise).mean()))
+
+
+def choose_fallback(
+    classical: Mapping[str, Scores],
+    fallback: str,
+    *,
+    impulsive: bool = False,
+    rules: Rules | None = None,
+) -> Decision | None:
+    """Replace the classical denoiser in use by another one that is surely better.
+
+    Args:
+        classical: As for ``best_classical``.
+        fallback: The one of them that is in use.
+        impulsive: The noise has outliers; compare robust losses.
+        rules: How sure to be.
+
+    Returns:
+        None while the one in use is the best, or may well be.
+    """
+    rules = rules or Rules()
+    best = best_classical(classical, impulsive=impulsive)
+    current, other = classical[fallback], classical[best]
+    if best == fallback or not other.finite or len(np.unique(other.frame)) < rules.min_frames:
+        return None
+    noise = measured_noise(other, impulsive=impulsive)
+    reason = f"{fallback} gives values that are not finite"
+    if current.finite:
+        gain = paired_gain(current, other, noise)
+        if not gain.exceeds(rules.sigmas):
+            return None
+        reason = f"{best} is better than {fallback}: {gain.mean:.4f} ± {gain.standard_error:.4f}"
+    figures = _figures(None, current, other, noise)
+    return Decision("fallback", reason, classical=best, **figures)
 
 
 Replay = Callable[[], tuple[Scores, Scores] | None]
@@ -253,7 +300,7 @@ def decide(
     Args:
         candidate: None while training is frozen: then only demotion is considered.
         live: What runs; None if that is the classical denoiser.
-        classical: The fallback.  All three on the same tiles, in the same order.
+        classical: The best one.  All three on the same tiles, in the same order.
         impulsive: The noise has outliers; compare robust losses.
         replay: Asked only when the rest has passed, because it costs time.
         rules: How sure to be.
@@ -348,7 +395,7 @@ def _demotion(
 
 def _figures(
     candidate: Scores | None, live: Scores | None, classical: Scores, noise: Noise
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The numbers of a decision; the gain is the one over what runs (the closer call)."""
 
     def loss(scores: Scores) -> float:

@@ -25,7 +25,7 @@ class Memory:
         shape: (h, w) of the images.
         config: The table ``[trainer]``.
         denoiser: The one that is trained: its window and lag count.
-        classical_lag: Frames the fallback waits.
+        classical_lag: Frames that the slowest of the classical denoisers waits.
         stabilisers: By run; grows while this lives.  Frames of runs that are
             not in it are kept but not used.
     """

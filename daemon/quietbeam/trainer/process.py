@@ -114,7 +114,7 @@ def _obey(session: Session, command: Message) -> None:
                 )
                 session.calibrate(str(command["run"]), noise)
             case "live":
-                session.set_live(int(command["version"]))
+                session.set_live(int(command["version"]), command.get("fallback"))
             case "freeze" | "resume" as kind:
                 session.freeze(frozen=kind == "freeze")
             case "reset":

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 
 from quietbeam import __version__
 from quietbeam.config import Config
+from quietbeam.core.denoiser import SelfCalibrating
+from quietbeam.core.engine import Weights
 from quietbeam.core.errors import EngineError, QuietbeamError
 from quietbeam.core.events import RunStart
 from quietbeam.model import checkpoint
 from quietbeam.model.export import export
 from quietbeam.model.stabilise import NoiseModel, Stabiliser
-from quietbeam.trainer.gate import Decision, decide
+from quietbeam.model.torch_engine import weights_of
+from quietbeam.trainer.gate import Decision, Rules, best_classical, choose_fallback, decide
 from quietbeam.trainer.guard import GuardFrame
 from quietbeam.trainer.intake import Intake, stored_dtype
 from quietbeam.trainer.loop import Training, load_weights
@@ -42,6 +45,7 @@ MIN_STEPS = 50
 """Before these a candidate is not worth judging."""
 _WAIT_S = 0.05
 _MAX_RUNS = 256
+_CALIBRATION_BATCHES = 16
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -67,7 +71,8 @@ class Session:
         self._config, self._emit = config, emit
         torch.manual_seed(config.trainer.seed)
         module = config.denoiser.plugin.build()
-        self._classical = config.fallback.plugin.build()
+        self._classical = {named.name: named.plugin.build() for named in config.classical}
+        self._fallback = config.fallback.name
         self._candidate, self._live = copy.deepcopy(module), copy.deepcopy(module)
         self._live_version = 0
         self._training = Training(module, config.trainer) if module.trainable else None
@@ -76,10 +81,13 @@ class Session:
         self._stabilisers: dict[str, Stabiliser] = {}
         self._noise: NoiseModel | None = None
         self._run = ""
+        self._generator = torch.Generator().manual_seed(config.trainer.seed)
         self._frozen = False
-        self._resumed = self._resume()
+        self._prior = bool(getattr(module, "pretrained", False))
+        self._ready_made = self._resume() or self._prior
         self._judged = 0  # serial of the newest guard frame that was decided on
-        self._round_s = time.monotonic()
+        self._compared = 0  # and of the newest that classical denoisers were compared on
+        self._round_s = -math.inf  # the first round as soon as there is something to judge
         self._loss = self._validation_loss = math.nan
         self._progress = _Pace()
         onnx = _exported(module, places.cache)
@@ -96,8 +104,15 @@ class Session:
             del self._stabilisers[old]  # clips of that run are used no more
         self._noise = noise
 
-    def set_live(self, version: int) -> None:
-        """What runs now; 0 is the classical denoiser."""
+    def set_live(self, version: int, fallback: str | None = None) -> None:
+        """What runs now; 0 is the classical denoiser.
+
+        Args:
+            version: Of the network in use.
+            fallback: The classical denoiser in use; None if that has not changed.
+        """
+        if fallback in self._classical:
+            self._fallback = fallback
         self._versions.seen(version)
         self._live_version = 0
         if version == 0:
@@ -118,7 +133,7 @@ class Session:
         if self._training is not None:
             self._training.reset()
             self._versions.drop_training()
-        self._resumed = False
+        self._ready_made = self._prior
 
     def save(self) -> None:
         """Write where training stands."""
@@ -148,7 +163,7 @@ class Session:
                 run.shape,
                 self._config.trainer,
                 self._candidate,
-                self._classical.lag,
+                max(denoiser.lag for denoiser in self._classical.values()),
                 self._stabilisers,
             )
         self._data.history.start(stored_dtype(run, self._config.corrections))
@@ -202,13 +217,20 @@ class Session:
         if data is None or training is None:
             return
         frames = self._calibrated(list(data.guards.recent))
-        early = training.steps < MIN_STEPS and not self._resumed
-        if not frames or frames[-1].serial == self._judged or (early and not self._live_version):
+        if len(frames) < Rules().min_frames:
+            return
+        early = training.steps < MIN_STEPS and not self._ready_made
+        nothing_to_judge = early and not self._live_version
+        done = self._compared if nothing_to_judge else self._judged
+        if not frames or frames[-1].serial == done:
+            return
+        classical = self._compare_classical(data, frames)
+        if nothing_to_judge:
             return
         self._round_s = time.monotonic()
-        weights = training.mean_weights()
-        decision = self._decide(data, frames, None if self._frozen or early else weights)
-        data.judge.forget([*data.guards.recent, *data.guards.older], {"classical", self._name()})
+        weights = self._with_variances(training.mean_weights())
+        offered = None if self._frozen or early else weights
+        decision = self._decide(data, frames, classical, offered)
         if decision is None:
             return
         self._judged = frames[-1].serial
@@ -217,56 +239,107 @@ class Session:
         if not self._frozen:
             self.save()
 
+    def _with_variances(self, weights: Weights) -> Weights:
+        """Set the variances of the mean weights, which no step of training has seen at work."""
+        assert self._data is not None  # noqa: S101
+        if not isinstance(self._candidate, SelfCalibrating):
+            return weights
+        drawn = (self._data.sampler.draw() for _ in range(_CALIBRATION_BATCHES))
+        batches = [
+            (torch.from_numpy(clip), torch.from_numpy(valid)) for clip, valid in filter(None, drawn)
+        ]
+        try:
+            load_weights(self._candidate, weights)
+        except EngineError:
+            return weights  # the gate will say why
+        self._candidate.calibrate(batches, self._generator)
+        return weights_of(self._candidate)
+
+    def _compare_classical(self, data: Memory, frames: list[GuardFrame]) -> dict[str, Scores]:
+        """Judge every classical denoiser; say so where another one should run."""
+        kept = [*data.guards.recent, *data.guards.older]
+        data.judge.forget(kept, {*self._classical, self._name()})
+        classical = {
+            name: data.judge.scores(denoiser, frames, name)
+            for name, denoiser in self._classical.items()
+        }
+        if frames[-1].serial != self._compared:
+            self._compared = frames[-1].serial
+            choice = choose_fallback(classical, self._fallback, impulsive=self._impulsive)
+            if choice is not None:
+                self._tell(choice, self._live_version)
+        return classical
+
     def _decide(
-        self, data: Memory, frames: list[GuardFrame], weights: dict[str, NDArray[np.float32]] | None
+        self,
+        data: Memory,
+        frames: list[GuardFrame],
+        all_classical: dict[str, Scores],
+        weights: Weights | None,
     ) -> Decision | None:
-        judge, impulsive = data.judge, bool(self._noise and self._noise.impulsive)
-        classical = judge.scores(self._classical, frames, "classical")
+        judge = data.judge
+        best = best_classical(all_classical, impulsive=self._impulsive)
+        classical = all_classical[best]
         live = judge.scores(self._live, frames, self._name()) if self._live_version else None
         candidate = None
         if weights is not None:
             try:
                 load_weights(self._candidate, weights)
             except EngineError as error:
-                return Decision("reject", str(error))
+                return Decision("reject", str(error), classical=best)
             candidate = judge.scores(self._candidate, frames)
 
         def replay() -> tuple[Scores, Scores] | None:
             older = self._calibrated(data.guards.older)
             if not older:
                 return None
-            running = (self._live, self._name()) if live else (self._classical, "classical")
+            running = (self._live, self._name()) if live else (self._classical[best], best)
             return judge.scores(running[0], older, running[1]), judge.scores(self._candidate, older)
 
-        return decide(candidate, live, classical, impulsive=impulsive, replay=replay)
+        decision = decide(candidate, live, classical, impulsive=self._impulsive, replay=replay)
+        return None if decision is None else replace(decision, classical=best)
 
-    def _announce(self, decision: Decision, weights: dict[str, NDArray[np.float32]]) -> None:
-        numbers = {
-            key: value if isinstance(value, str) or math.isfinite(value) else None
-            for key, value in asdict(decision).items()
-        }
+    def _announce(self, decision: Decision, weights: Weights) -> None:
         version, path, digest = self._versions.next, None, None
         if decision.action == "promote":
-            gate = {f"gate.{key}": str(value) for key, value in numbers.items()}
+            gate = {f"gate.{key}": str(value) for key, value in _numbers(decision).items()}
             try:
                 path = self._versions.promote(
                     weights, self._provenance() | gate, in_use=self._live_version
                 )
                 digest = checkpoint.sha256(path)
             except EngineError as error:
-                numbers |= {"action": "reject", "reason": str(error)}
+                decision = replace(decision, action="reject", reason=str(error))
         elif decision.action == "demote":
             version = 0
-        event = numbers | {
+        self._tell(decision, version, path, digest)
+
+    def _tell(
+        self,
+        decision: Decision,
+        version: int,
+        path: Path | None = None,
+        digest: str | None = None,
+    ) -> None:
+        """Send one decision to the daemon, which acts on it."""
+        network = self._config.denoiser.name
+        event = _numbers(decision) | {
             "type": "decision",
             "version": version,
             "checkpoint": None if path is None else str(path),
             "sha256": digest,
-            "denoiser": self._config.denoiser.name,
+            "denoiser": decision.classical if decision.action == "fallback" else network,
             "live": self._live_version,
+            "fallback": self._fallback,
         }
         log.info("gate_decision", **{key: value for key, value in event.items() if key != "type"})
         self._emit(event)
+        if decision.action in {"fallback", "demote"}:
+            self._fallback = decision.classical  # unless the daemon says otherwise
+
+    @property
+    def _impulsive(self) -> bool:
+        return bool(self._noise and self._noise.impulsive)
 
     def _calibrated(self, frames: list[GuardFrame]) -> list[GuardFrame]:
         return [frame for frame in frames if frame.run in self._stabilisers]
@@ -345,6 +418,14 @@ def _exported(module: Any, cache: Path) -> str | None:
     except EngineError as error:
         log.warning("denoiser_not_exported", reason=str(error))
         return None
+
+
+def _numbers(decision: Decision) -> dict[str, Any]:
+    """All that a decision says, as JSON has it."""
+    return {
+        key: value if isinstance(value, str) else _number(value)
+        for key, value in asdict(decision).items()
+    }
 
 
 def _number(value: float) -> float | None:
