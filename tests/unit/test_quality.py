@@ -7,7 +7,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from quietbeam.offline.quality import (
     blind_quality,
-    is_impulsive,
     local_sd,
     local_sd_ratio,
     mse,
@@ -95,24 +94,6 @@ def test_an_estimate_no_better_than_noise_has_no_db():
     quality = blind_quality(np.zeros((5, 8, 8)), np.zeros((5, 8, 8)), noise=1.0)
     assert quality.mse == -1
     assert np.isnan(quality.psnr(1.0))
-
-
-@pytest.mark.parametrize(("share", "impulsive"), [(0.0, False), (0.001, False), (0.05, True)])
-def test_impulses_are_noticed_when_they_are_frequent(rng, share, impulsive):
-    video = scene(speed=0.05) + 2 * rng.standard_normal((40, 48, 48))
-    video[rng.random(video.shape) < share] = 255
-    assert is_impulsive(video) is impulsive
-
-
-def test_impulses_alone_are_noticed(rng):
-    video = scene(speed=0.01)
-    video[rng.random(video.shape) < 0.2] = 0
-    assert is_impulsive(video)
-
-
-@pytest.mark.parametrize("mean", [0.02, 0.3, 5, 500])
-def test_photon_noise_is_never_called_impulsive(rng, mean):
-    assert not is_impulsive(rng.poisson(mean, (40, 64, 64)))
 
 
 def test_local_sd_of_white_noise_and_of_a_constant(rng):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
+from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser, is_impulsive
 
 GAIN_AND_OFFSET = [(1.0, 0.0), (1.0, 4.0), (2.5, 30.0), (0.3, -30.0)]
 
@@ -62,6 +62,45 @@ def test_impulse_noise_is_flagged_and_sparse_photons_are_not():
         frames.append(np.where(hit, rng.integers(0, 2, mean.shape), frame).astype(np.float32))
     assert fit(frames).impulsive
     assert not fit([rng.poisson(0.05, mean.shape).astype(np.float32) for _ in range(8)]).impulsive
+
+
+@pytest.mark.parametrize("frames", [2, 4, 5, 20])
+@pytest.mark.parametrize(("share", "impulsive"), [(0.0, False), (0.001, False), (0.05, True)])
+def test_impulses_are_noticed_in_any_number_of_frames(frames, share, impulsive):
+    rng = np.random.default_rng(8)
+    video = 100 + 2 * rng.standard_normal((frames, 64, 64))
+    video[rng.random(video.shape) < share] = 255
+    assert is_impulsive(video) is impulsive
+
+
+def test_impulses_alone_are_noticed():
+    rng = np.random.default_rng(11)
+    ramp = np.linspace(50, 150, 48)[None, :, None] + 0.2 * np.arange(40)[:, None, None]
+    video = np.where(rng.random((40, 48, 48)) < 0.2, 0, ramp)
+    assert is_impulsive(video)
+
+
+@pytest.mark.parametrize("mean", [0.02, 0.3, 5, 500])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_photon_noise_is_not_impulsive_at_any_level(mean, dtype):
+    rng = np.random.default_rng(9)
+    assert not is_impulsive(rng.poisson(mean, (16, 64, 64)).astype(dtype))
+
+
+def test_a_sharp_edge_that_passes_is_no_impulse():
+    rng = np.random.default_rng(10)
+    x = np.arange(64)
+    frames = [np.broadcast_to(100.0 * (x < 5 + 2 * t), (64, 64)) for t in range(20)]
+    assert not is_impulsive(np.stack(frames) + rng.standard_normal((20, 64, 64)))
+
+
+def test_pixels_that_mean_nothing_are_no_impulses():
+    rng = np.random.default_rng(12)
+    video = rng.standard_normal((12, 48, 48)).astype(np.float32)
+    video[:, :20] = np.nan
+    assert not is_impulsive(video)
+    assert not is_impulsive(np.full((12, 8, 8), np.nan))
+    assert not is_impulsive(video[:1])
 
 
 def test_invalid_pixels_do_not_enter_the_fit():

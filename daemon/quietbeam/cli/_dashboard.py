@@ -27,7 +27,7 @@ class Dashboard:
         pipeline = status.get("pipeline") or {}
         if (figure := pipeline.get("psnr_estimated_db")) is not None:
             self._history.append(figure)
-        left = Group(self._flow(pipeline, status), self._quality(pipeline))
+        left = Group(self._flow(pipeline, status), self._quality(pipeline, status))
         right = Group(self._model(pipeline, status), self._recorder(status))
         columns = Table.grid(expand=True, padding=(0, 2))
         columns.add_row(left, right)
@@ -48,13 +48,13 @@ class Dashboard:
         table.add_row("dropped", _dropped(status))
         return table
 
-    def _quality(self, pipeline: Mapping[str, Any]) -> Table:
+    def _quality(self, pipeline: Mapping[str, Any], status: Mapping[str, Any]) -> Table:
         table = _table("estimated quality (no truth used)")
         table.add_row("PSNR raw", _db(pipeline.get("psnr_raw_db")))
-        table.add_row(
-            "PSNR clean", Text(_db(pipeline.get("psnr_estimated_db")), style="bold green")
-        )
+        table.add_row("PSNR clean", _estimated(pipeline))
         table.add_row("", _sparkline(list(self._history)))
+        if message := (status.get("noise") or {}).get("message"):
+            table.add_row("noise", Text(str(message), style="yellow"))
         return table
 
     def _model(self, pipeline: Mapping[str, Any], status: Mapping[str, Any]) -> Table:
@@ -111,6 +111,14 @@ def _ms(pipeline: Mapping[str, Any], key: str) -> str:
 
 def _db(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} dB"
+
+
+def _estimated(pipeline: Mapping[str, Any]) -> Text:
+    figure, error = pipeline.get("psnr_estimated_db"), pipeline.get("psnr_error_db")
+    if pipeline.get("trusted") == 0:
+        return Text(f"not trusted ({_db(figure)})", style="bold red")
+    margin = "" if figure is None or error is None else f" ± {error:.1f}"
+    return Text(_db(figure) + margin, style="bold green")
 
 
 def _dropped(status: Mapping[str, Any]) -> str:

@@ -108,5 +108,8 @@ def _shown(report: Report) -> dict[str, Any]:
         "training": f"{report.training_steps} steps in {report.training_s:.0f} s",
     }
     if not figures.trusted:
-        shown["estimated PSNR"] = "not known: the noise has outliers (or there is none)"
+        why = "the noise has outliers, or is correlated in time, or there is none"
+        shown["estimated PSNR"] = f"not known: {why}"
+    if figures.notes:
+        shown["noise, in words"] = "; ".join(figures.notes)
     return shown

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -20,11 +21,14 @@ from quietbeam.core.events import Frame, RunStart
 from quietbeam.core.plugin import CorrectionPlugin
 from quietbeam.model.clean import Prepared
 from quietbeam.model.correct import Corrections, Float, Valid, fill_invalid
+from quietbeam.model.correlation import NoiseCorrelation
+from quietbeam.model.correlation_meter import CorrelationMeter
 from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
 from quietbeam.offline.series import Series
 
 MIN_SIDE_PX = 16
 _CALIBRATION_FRAMES = 32
+_CORRELATION_FRAMES = 64
 _KEPT_BYTES = 64 << 20
 _SECOND = np.outer([1, -2, 1], [1, -2, 1]).astype(np.float32)  # white noise comes out 36-fold
 
@@ -123,11 +127,26 @@ class CalibratedSeries:
         z = self.stabiliser.forward(fill_invalid(pixels, valid))
         return Prepared(index, frame, pixels, valid, z)
 
-    def _calibrate(self) -> NoiseModel:
-        """Fit the noise to frames around the middle: runs often start and end without beam."""
-        count = min(len(self), _CALIBRATION_FRAMES)
+    def _middle(self, count: int) -> range:
+        """Frames around the middle: runs often start and end without beam."""
+        count = min(len(self), count)
         first = (len(self) - count) // 2
-        frames = [self.corrected(first + i) for i in range(count)]
+        return range(first, first + count)
+
+    @cached_property
+    def correlation(self) -> NoiseCorrelation:
+        """How the noise is correlated; of unrelated images it is not known."""
+        meter = CorrelationMeter()
+        if not (self.images or self.noiseless):
+            for index in self._middle(_CORRELATION_FRAMES):
+                prepared = self._prepare(index)
+                meter.add(index, prepared.z, prepared.valid)
+        return meter.result()
+
+    def _calibrate(self) -> NoiseModel:
+        """Fit the noise to frames around the middle."""
+        frames = [self.corrected(index) for index in self._middle(_CALIBRATION_FRAMES)]
+        count = len(frames)
         self.ever_valid |= np.any([valid for _, valid in frames], axis=0)
         if not self.ever_valid.any():
             raise DataError(f"{self.run.run}: not one valid pixel in {count} frames")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.model.clean import Estimate
+from quietbeam.model.correlation import NoiseCorrelation
 from quietbeam.model.stabilise import NoiseModel
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.judge import Verdict
@@ -38,15 +39,18 @@ class Figures:
         psnr_clean_db: Estimated PSNR of the cleaned frames, on guards; where the
             error cannot be told from none, that of a thousandth of the noise.
         psnr_error_db: Standard error of ``psnr_clean_db``, from the spread over guards.
-        psnr_error_db: Standard error of ``psnr_clean_db``, from the spread over guards.
         peak: What the PSNRs refer to: span of the cleaned frames, counts.
-        trusted: The noise looks zero-mean, so that the PSNRs hold.
+        trusted: The noise looks zero-mean and independent from frame to frame, so that
+            the PSNRs hold; else they are NaN.
         local_sd_ratio: Mean 3 x 3 x 3 standard deviation, cleaned over raw.
         residual_x: Lag-1 correlation of measured minus cleaned, along rows.
         residual_y: Along columns.
         residual_t: From frame to frame.
         residual_error: Standard error of these for white noise.
         residual_variance: Of measured minus cleaned, stabilised units; at most 1 is expected.
+        noise_correlation: Of the measured frames: rows, columns, line, column_line, time, fixed
+            (see ``NoiseCorrelation``).
+        notes: What one should know of the noise, in plain words.
     """
 
     psnr_raw_db: float
@@ -60,13 +64,15 @@ class Figures:
     residual_t: float
     residual_error: float
     residual_variance: float
+    noise_correlation: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class Sample:
     """The middle of a recording: at most 64 frames of 256 x 256 pixels."""
 
     def __init__(self, recording: CalibratedSeries) -> None:
-        self._noise = recording.noise
+        self._noise, self._correlation = recording.noise, recording.correlation
         total, (h, w) = len(recording), recording.shape
         self._count = min(total, _FRAMES)
         self._first = (total - self._count) // 2
@@ -98,13 +104,15 @@ class Sample:
         variance = float(residual[finite].var()) if finite.any() else float("nan")
         white = whiteness(residual) if variance > 0 else _no_whiteness()
         return Figures(
-            **estimated(self._noise, verdict),
+            **estimated(self._noise, verdict, self._correlation),
             local_sd_ratio=local_sd_ratio(clean, raw),
             residual_x=white.x,
             residual_y=white.y,
             residual_t=white.t,
             residual_error=white.standard_error,
             residual_variance=variance,
+            noise_correlation=self._correlation.figures(),
+            notes=self._correlation.sentences(),
         )
 
 
@@ -113,9 +121,12 @@ def _no_whiteness() -> Whiteness:
     return Whiteness(nan, nan, nan, nan)
 
 
-def estimated(noise: NoiseModel, verdict: Verdict | None) -> Estimated:
+def estimated(
+    noise: NoiseModel, verdict: Verdict | None, correlation: NoiseCorrelation | None = None
+) -> Estimated:
     """Give the estimated PSNRs: all that is known before the frames are cleaned."""
     trusted = not noise.impulsive and (noise.gain > 0 or noise.offset_variance > 0)
+    trusted = trusted and not (correlation is not None and correlation.in_time)
     raw = clean = error = peak = float("nan")
     if verdict is not None:
         peak = verdict.peak

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, uniform_filter
 
+from quietbeam.model.stabilise import is_impulsive
+
 Video = NDArray[np.floating]
 
 _SSIM_SIGMA_PX = 1.5
 _SSIM_RADIUS_PX = 5  # an 11 x 11 window, as in the original
-_IMPULSE_SD = 6.0
-_IMPULSE_SHARE = 0.01
 
 
 def mse(estimate: Video, truth: Video) -> float:
@@ -77,33 +77,6 @@ def noise_variance(video: Video) -> float:
     squares = np.diff(y, n=2, axis=0) ** 2 / 6 if len(y) > 2 else np.diff(y, axis=0) ** 2 / 2
     finite = np.isfinite(squares)
     return float(squares[finite].mean()) if finite.any() else float("nan")
-
-
-def is_impulsive(video: Video) -> bool:
-    """Tell whether more than 1 % of the pixels are outliers in time.
-
-    Such noise has no zero mean: every figure made from squares is wrong then,
-    by 2 dB and more.  A pixel is an outlier when it differs from the median of
-    the two frames before and the two after it by more than 6 robust standard deviations (of pixels
-    of about the same brightness).
-    """
-    y = np.asarray(video, np.float32)
-    if len(y) < 5:
-        return False
-    frames = np.stack([y[i : len(y) - 4 + i] for i in (0, 1, 3, 4)])
-    middle = np.median(frames, axis=0)
-    residual, level = np.abs(y[2:-2] - middle).ravel(), middle.ravel()
-    finite = np.isfinite(residual)
-    residual, level = residual[finite], level[finite]
-    # Of sparse counts most do not differ at all: one count is never an outlier.
-    quantum = 1.0 if np.array_equal(y[0], np.rint(y[0])) else 0.0
-    outliers = 0
-    for part in np.array_split(np.argsort(level, kind="stable"), 16):
-        scale = max(float(np.median(residual[part])) / 0.6745 if part.size else 0.0, quantum)
-        # No spread at all in the middle half and no counts either: take the plain one.
-        scale = scale or float(residual[part].std() if part.size else 0)
-        outliers += int((residual[part] > _IMPULSE_SD * scale).sum()) if scale else 0
-    return outliers > _IMPULSE_SHARE * max(residual.size, 1)
 
 
 @dataclass(frozen=True, slots=True)

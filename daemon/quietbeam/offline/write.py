@@ -33,9 +33,13 @@ from quietbeam.registry import find
 
 _METRICS = {
     "quality.psnr_estimated_db": ("dB", "Estimated PSNR of the clean frames, of all together"),
+    "quality.psnr_error_db": ("dB", "Standard error of the estimated PSNR"),
     "quality.psnr_raw_db": ("dB", "Estimated PSNR of the raw frames, of all together"),
     "quality.peak": ("count", "Signal range that the PSNR figures refer to"),
-    "quality.trusted": ("", "1 where the noise is zero-mean, so that the figures hold"),
+    "quality.trusted": (
+        "",
+        "1 where the noise is zero-mean and independent in time: the figures hold",
+    ),
 }
 
 
@@ -155,9 +159,10 @@ class _Writer:
         path: Path,
     ) -> None:
         self._recording, self._choice, self._path = recording, choice, path
-        known = estimated(recording.noise, choice.verdict)
+        known = estimated(recording.noise, choice.verdict, recording.correlation)
         self._figures = {
             "quality.psnr_estimated_db": known["psnr_clean_db"],
+            "quality.psnr_error_db": known["psnr_error_db"],
             "quality.psnr_raw_db": known["psnr_raw_db"],
             "quality.peak": known["peak"],
             "quality.trusted": float(known["trusted"]),

@@ -86,11 +86,16 @@ class RunCleaner:
         self._ever_valid |= estimate.prepared.valid
         unknown = max(self._quality.chi2 - 1, 0.0)
         clean, sd = to_counts(estimate, self._prepare.stabiliser, unknown)
-        figures = self._quality.update(estimate, clean, model.denoiser)
+        figures = self._quality.update(estimate, clean, model.denoiser, model.version)
         never = ~self._ever_valid
         if never.any():
             clean[never] = sd[never] = np.nan
         return clean, sd, figures
+
+    @property
+    def notice(self) -> str | None:
+        """What an operator should know of this run's noise, in plain words; None if nothing."""
+        return None if self._quality is None else self._quality.message
 
     def _enough(self) -> bool:
         return len(self._transfer) >= self._calibration.frames
@@ -257,8 +262,16 @@ class Denoise:
             self._ledger.received(STAGE, lost)
             self._ledger.dropped(STAGE, "ring_overrun", lost)
 
+    def _tell(self, notice: str | None) -> None:
+        if notice != self.message and notice is not None:
+            # The wording holds figures that go on changing: said once, then only shown.
+            log = self._log.debug if self.message else self._log.warning
+            log("noise_is_not_white", noticed=notice)
+        self.message = notice
+
     def _emit(self, cleaner: RunCleaner, estimate: Estimate, model: Model) -> None:
         clean, sd, figures = cleaner.counts(estimate, model)
+        self._tell(cleaner.notice)
         metrics: dict[str, float | NDArray[Any]] = {**figures}
         metrics |= self._analyses.measure(clean, sd)
         frame = estimate.prepared.frame

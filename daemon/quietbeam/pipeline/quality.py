@@ -9,21 +9,43 @@ from numpy.typing import NDArray
 
 from quietbeam.core.result import MetricSpec
 from quietbeam.model.clean import Estimate
+from quietbeam.model.correlation import NoiseCorrelation
+from quietbeam.model.correlation_meter import CorrelationMeter
 from quietbeam.model.stabilise import Stabiliser
+from quietbeam.pipeline.noise_scale import NoiseScale
 
 Float = NDArray[np.float32]
 
+_AXES = {
+    "rows": "Correlation of the noise at 1 px along a row",
+    "columns": "Correlation of the noise at 1 px along a column",
+    "line": "Correlation of the noise at 8 to 11 px along a row: scan lines",
+    "column_line": "Correlation of the noise at 8 to 11 px along a column",
+    "time": "Correlation of the noise from one frame to the next",
+    "fixed": "Power of a pixel-fine pattern that stays in place, over that of the noise",
+}
+
 SPECS = {
     "quality.psnr_estimated_db": MetricSpec("dB", "Estimated PSNR of the clean frames"),
+    "quality.psnr_error_db": MetricSpec("dB", "Standard error of the estimated PSNR"),
     "quality.psnr_raw_db": MetricSpec("dB", "Estimated PSNR of the raw frames"),
-    "quality.trusted": MetricSpec("", "1 where the noise is zero-mean, so that the figures hold"),
+    "quality.trusted": MetricSpec(
+        "", "1 where the noise is zero-mean and independent in time, so that the figures hold"
+    ),
     "quality.peak": MetricSpec("count", "Signal range that the PSNR figures refer to"),
     "quality.noise_sd": MetricSpec("count", "Standard deviation of the raw noise"),
     "quality.chi2": MetricSpec("", "Mean squared blind residual over its predicted variance"),
+    **{f"quality.correlation_{axis}": MetricSpec("", text) for axis, text in _AXES.items()},
 }
 
-_WINDOW = 200  # frames the figures are averaged over
+_CHI2_FRAMES = 200
 _PEAK_EVERY = 16
+_LOOK_EVERY = 8
+_DB = 10 / np.log(10)  # decibels of a relative error
+_TARGET = 0.15 / _DB  # relative s.e. of the mean squared error: more frames are not averaged
+_STEP = 1.0 / _DB  # a new version of the same network: its error may be another by this much
+_JUMP_SD = 4.0  # an innovation beyond this is a change of the scene, not chance
+_DRIFT, _DRIFT_SD = 0.1, 4.5  # and so is a mean of the last ten or so beyond this
 
 
 class LiveQuality:
@@ -31,72 +53,93 @@ class LiveQuality:
 
     For an estimate x of y = truth + noise whose pixel depends on its own y
     with weight w: ``MSE = mean((y - x)^2) - mean(s^2) + 2 mean(w s^2)``.  A
-    blind estimate has w = 0.  The noise power ``mean(s^2)`` must be right to a
-    part in a thousand, where a clean frame has a hundredth of the noise: the
-    fitted model tells how it follows the signal, and its scale is measured
-    over the whole run by second temporal differences.
+    blind estimate has w = 0.
+
+    This holds for noise of zero mean that no other frame tells of.  Impulses
+    and noise that is correlated in time are found, and ``quality.trusted`` is 0
+    then: with correlation the noise power can still be told (it is corrected),
+    but what share of the noise the estimate has taken over cannot.
     """
 
     def __init__(self, stabiliser: Stabiliser) -> None:
         self._stabiliser = stabiliser
-        self._residuals: deque[tuple[float, float, float]] = deque(maxlen=_WINDOW)
-        self._measured = self._modelled = 0.0  # noise power, summed over the run
-        self._chi2: deque[float] = deque(maxlen=_WINDOW)
-        self._last: list[tuple[int, Float, NDArray[np.bool_]]] = []
+        self._noise = NoiseScale()
+        self._risk = _Risk()
+        self._meter = CorrelationMeter()
+        self._chi2: deque[float] = deque(maxlen=_CHI2_FRAMES)
         self._peak = 0.0
         self._seen = 0
-        self._denoiser: object = None
+        self._live: tuple[object, int] | None = None
+        self.correlation = NoiseCorrelation()
 
     @property
     def chi2(self) -> float:
         """Mean squared blind residual over its predicted variance; 1 before the first frame."""
         return float(np.mean(self._chi2)) if self._chi2 else 1.0
 
-    def update(self, estimate: Estimate, clean: Float, denoiser: object) -> dict[str, float]:
+    @property
+    def trusted(self) -> bool:
+        """The noise looks zero-mean and independent from frame to frame."""
+        return not (self._stabiliser.noise.impulsive or self.correlation.in_time)
+
+    @property
+    def message(self) -> str | None:
+        """What an operator should know of the noise, in plain words; None where it is white."""
+        impulses = "the noise has outliers: the estimated PSNR is not to be trusted"
+        said = (impulses,) if self._stabiliser.noise.impulsive else ()
+        return "; ".join((*said, *self.correlation.sentences())) or None
+
+    def update(
+        self, estimate: Estimate, clean: Float, denoiser: object, version: int = 0
+    ) -> dict[str, float]:
         """Take one clean frame (h, w) in counts; give the figures of ``SPECS``.
 
-        A change of ``denoiser`` (any object with equality) starts the averages anew.
+        Another ``denoiser`` (any object with equality) starts the averages
+        anew; another ``version`` of the same makes the older frames count less.
         """
-        if denoiser != self._denoiser:
-            self._denoiser = denoiser
-            self._residuals.clear()
-            self._chi2.clear()
+        self._follow(denoiser, version)
         prepared = estimate.prepared
-        self._measure_noise(prepared.position, prepared.pixels, prepared.valid, clean)
-        self._measure_residual(estimate, clean)
+        self._look(estimate)
+        model = self._stabiliser.noise.variance(clean).astype(np.float32)
+        self._noise.add(prepared.position, prepared.pixels, prepared.valid, model)
+        self._measure_residual(estimate, clean, model)
         if self._seen % _PEAK_EVERY == 0:
             self._measure_peak(clean[prepared.valid])
         self._seen += 1
         return self._figures()
 
-    def _measure_noise(
-        self, position: int, pixels: Float, valid: NDArray[np.bool_], clean: Float
-    ) -> None:
-        self._last = [*self._last, (position, pixels, valid)][-3:]
-        if len(self._last) < 3 or self._last[-1][0] - self._last[0][0] != 2:
-            return
-        (_, a, va), (_, b, vb), (_, c, vc) = self._last
-        use = va & vb & vc
-        if use.any():
-            second = (a - 2 * b + c)[use]
-            self._measured += float(np.mean(second**2, dtype=np.float64)) / 6
-            self._modelled += self._model_noise(clean[use])
+    def _follow(self, denoiser: object, version: int) -> None:
+        live = (denoiser, version)
+        if self._live is None or self._live[0] != denoiser:
+            self._risk = _Risk()
+            self._chi2.clear()
+        elif self._live != live:
+            self._risk.loosen()
+        self._live = live
 
-    def _model_noise(self, clean: Float) -> float:
-        return float(np.mean(self._stabiliser.noise.variance(clean), dtype=np.float64))
-
-    def _measure_residual(self, estimate: Estimate, clean: Float) -> None:
+    def _look(self, estimate: Estimate) -> None:
         prepared = estimate.prepared
-        valid = prepared.valid
+        self._meter.add(prepared.position, prepared.z, prepared.valid)
+        if self._seen % _LOOK_EVERY == 0:
+            self.correlation = self._meter.result()
+
+    def _measure_residual(self, estimate: Estimate, clean: Float, model: Float) -> None:
+        prepared, valid = estimate.prepared, estimate.prepared.valid
         if not valid.any():
             return
-        residual = (prepared.pixels - clean)[valid]
-        noise = self._stabiliser.noise.variance(clean[valid])
-        own = float(np.mean(estimate.weight[valid] * noise, dtype=np.float64))
-        power = float(np.mean(residual**2, dtype=np.float64))
-        self._residuals.append((power, own, self._model_noise(clean[valid])))
-        blind = (prepared.z - estimate.blind)[valid] ** 2 / (1 + estimate.blind_variance[valid])
-        self._chi2.append(float(np.mean(blind, dtype=np.float64)))
+        use = ... if valid.all() else valid  # an index of what is valid
+        blind = (prepared.z - estimate.blind) ** 2 / (1 + estimate.blind_variance)
+        self._chi2.append(float(np.mean(blind[use], dtype=np.float64)))
+        scale = self._noise.scale(self.correlation)
+        if scale is None:
+            return
+        squares = ((prepared.pixels - clean) ** 2)[use]
+        # Of Gaussian noise E r^4 = 3 s^4 and the variance of r^2 is 2 s^4.
+        fourth = float(np.mean(squares**2, dtype=np.float64))
+        means = [np.mean(x, dtype=np.float64) for x in (squares, model[use])]
+        means.append(np.mean((estimate.weight * model)[use], dtype=np.float64))
+        chance = 2 / 3 * fourth / squares.size * self.correlation.alike
+        self._risk.add(np.array(means), scale, chance)
 
     def _measure_peak(self, clean: Float) -> None:
         if clean.size:
@@ -104,22 +147,91 @@ class LiveQuality:
             low, high = np.percentile(sample, (0.5, 99.5))
             self._peak = float(high - low)
 
+    def _systematic(self) -> float:
+        """Error of the mean squared error, over the noise power, that no averaging removes."""
+        shared = abs(self.correlation.time[0]) - 3 * self.correlation.time_error
+        taken = 2 * shared if shared > 0 else 0.0  # at most so much noise was learned
+        return float(np.hypot(taken, self._noise.motion(self.correlation)[1]))
+
     def _figures(self) -> dict[str, float]:
-        if not self._modelled or not self._residuals:
+        scale = self._noise.scale(self.correlation)
+        if scale is None or not self._risk.known:
             return dict.fromkeys(SPECS, float("nan"))
-        scale = self._measured / self._modelled
-        power, own, modelled = np.mean(self._residuals, axis=0)
-        noise, own = float(modelled) * scale, float(own) * scale
-        floor = 1e-4 * noise  # an estimate cannot be told from perfect below this
-        error = max(float(power) - noise + 2 * own, floor)
+        noise = self._risk.noise(scale)
+        error = self._risk.error(scale)
+        found = self.correlation
+        spread = np.hypot(self._risk.deviation, noise * self._systematic())
+        # An error smaller than its own standard error cannot be told from that.
+        error = max(error, float(spread), 1e-4 * noise)
         return {
             "quality.psnr_estimated_db": _decibels(self._peak, error),
+            "quality.psnr_error_db": float(_DB * spread / error) if error else float("nan"),
             "quality.psnr_raw_db": _decibels(self._peak, noise),
-            "quality.trusted": 0.0 if self._stabiliser.noise.impulsive else 1.0,
+            "quality.trusted": float(self.trusted),
             "quality.peak": self._peak,
             "quality.noise_sd": float(np.sqrt(noise)),
-            "quality.chi2": float(np.mean(self._chi2)),
+            "quality.chi2": self.chi2,
+            **{f"quality.correlation_{axis}": r for axis, r in found.figures().items()},
         }
+
+
+class _Risk:
+    """Mean squared residual, noise and own share of the noise: averages as long as they need be.
+
+    A scalar Kalman filter whose state is the estimate's mean squared error.
+    What is known of it is forgotten down to the target, 0.15 dB: large frames
+    follow a change within a few, small ones are averaged over many.  A jump,
+    or a run of surprises to one side, opens it.
+    """
+
+    def __init__(self) -> None:
+        self._means = np.zeros(3)  # squared residual, modelled noise, its own share in x
+        self._variance = float("inf")
+        self._mse = 0.0
+        self._drift = 0.0  # mean of the newest surprises
+
+    @property
+    def known(self) -> bool:
+        """At least one frame has come."""
+        return np.isfinite(self._variance)
+
+    @property
+    def deviation(self) -> float:
+        """Standard error of the mean squared error, counts squared."""
+        return float(np.sqrt(self._variance))
+
+    def noise(self, scale: float) -> float:
+        """Give the mean noise power, counts squared."""
+        return float(self._means[1] * scale)
+
+    def error(self, scale: float) -> float:
+        """Give the mean squared error, counts squared; below 0 by chance."""
+        return float(self._means[0] - scale * (self._means[1] - 2 * self._means[2]))
+
+    def add(self, means: NDArray[np.float64], scale: float, chance: float) -> None:
+        """Take one frame's means; ``chance`` is the variance of its mean squared residual."""
+        if not self.known:
+            self._means, self._variance = means, chance
+            return
+        now = float(means[0] - scale * (means[1] - 2 * means[2]))
+        before = self.error(scale)
+        self._variance = max(self._variance, (_TARGET * before) ** 2)
+        surprise = (now - before) ** 2
+        self._drift += _DRIFT * (now - before - self._drift)
+        if surprise > _JUMP_SD**2 * (self._variance + chance):
+            self._variance += surprise
+        elif self._drift**2 > _DRIFT_SD**2 * (self._variance + _DRIFT / 2 * chance):
+            self._variance += self._drift**2
+            self._drift = 0.0
+        gain = self._variance / max(self._variance + chance, 1e-300)
+        self._means = self._means + gain * (means - self._means)
+        self._variance *= 1 - gain
+        self._mse = self.error(scale)
+
+    def loosen(self) -> None:
+        """Another version of the network: what is known counts as a guess."""
+        if self.known:
+            self._variance += (_STEP * self._mse) ** 2
 
 
 def _decibels(peak: float, error: float) -> float:

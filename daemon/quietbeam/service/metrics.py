@@ -111,10 +111,22 @@ FAMILIES: tuple[Family, ...] = (
         "clean_frames_per_second", "Rate of cleaned frames.", (), read.one("pipeline", "clean_hz")
     ),
     gauge(
+        "fallback_info",
+        "The classical denoiser that runs where no network does.",
+        ("denoiser",),
+        read.info(("model", "fallback")),
+    ),
+    gauge(
         "psnr_estimated_decibels",
         "Estimated PSNR of clean frames.",
         (),
         read.one("pipeline", "psnr_estimated_db"),
+    ),
+    gauge(
+        "psnr_error_decibels",
+        "Standard error of the estimated PSNR.",
+        (),
+        read.one("pipeline", "psnr_error_db"),
     ),
     gauge(
         "psnr_raw_decibels",
@@ -127,6 +139,13 @@ FAMILIES: tuple[Family, ...] = (
         "1 while the noise allows the estimate.",
         (),
         read.one("pipeline", "trusted"),
+    ),
+    gauge(
+        "noise_correlation",
+        "Correlation of the raw noise: with its neighbour, along a line, with the next frame; "
+        "fixed is the power of a pattern that stays, over that of the noise.",
+        ("axis",),
+        read.each("noise", "correlation"),
     ),
     gauge(
         "degradation_state",

@@ -54,6 +54,7 @@ class Parts:
             "config": self.reloader.account(),
             "source": _source(config.source.name, pipeline),
             "pipeline": pipeline,
+            "noise": noise_account(pipeline),
             "ledger": stages,
             "sinks": [f"{sink.name}.{number}" for number, sink in enumerate(config.sinks)],
             "rings": rings,
@@ -111,6 +112,27 @@ def _source(kind: str, pipeline: Mapping[str, Any]) -> dict[str, Any]:
 def _queues(config: Config, pipeline: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     room = config.service.max_backlog_frames
     return {"frames": {"denoise": pipeline["backlog"]}, "capacity": {"denoise": room}}
+
+
+def noise_account(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what is known of the noise; ``pipeline`` is its snapshot.
+
+    ``trusted`` tells whether the PSNR figures hold, ``correlation`` has one
+    number an axis (see ``NoiseCorrelation``), without those not known;
+    ``message`` puts in words what an operator should know.
+    """
+    prefix = "correlation_"
+    known = {
+        name.removeprefix(prefix): value
+        for name, value in pipeline.items()
+        if name.startswith(prefix) and value is not None
+    }
+    trusted = pipeline.get("trusted")
+    return {
+        "trusted": None if trusted is None else bool(trusted),
+        "correlation": known,
+        "message": pipeline.get("message"),
+    }
 
 
 def stages_account(ledger: Ledger) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,9 @@
 One frame in, one frame out: for scans and for series whose frames have little
 to do with each other.  Some pixels of a frame are replaced by the median of
 their neighbours and the network has to tell what was there, which it cannot do
-for noise that differs from pixel to pixel.  For noise that runs along a scan
-line, the line's pixels near the hidden one are replaced as well (structN2V,
-Broaddus et al. 2020).
+for noise that differs from pixel to pixel.  For noise that neighbours share (scan
+lines, a blurring scintillator) the pixels near the hidden one are replaced as
+well (structN2V, Broaddus et al. 2020); how far, is measured on the frames.
 
 Against checkerboards, as in N2V2: the median in place of a random neighbour,
 max-blur pooling, no skip at the finest scale.  No layer has a bias, and a
@@ -28,10 +28,18 @@ from quietbeam import DenoiserPlugin
 from quietbeam_plugins.denoisers._shared import is_impulsive, local_mean, masked_mean
 
 Loss = Literal["auto", "l2", "l1"]
-Axis = Literal["none", "x", "y"]
+Axis = Literal["auto", "none", "x", "y"]
+Reach = tuple[int, int]
+"""How far noise is shared, in pixels to either side: (along y, along x)."""
 
 _REACH = 2
 """The replacing median is over 5 x 5 pixels."""
+
+_FOURTH_POWER = 70.0
+"""Power of white noise of unit variance after a fourth difference."""
+
+_SHARED, _BLURRED, _AREA = 0.15, 0.75, 2
+"""Correlation that matters; finest power that white noise exceeds; reach of an area at most."""
 
 _STEP = 4
 """Hidden pixels of one blind pass stand this far apart: beyond each other's medians."""
@@ -44,10 +52,10 @@ class N2V(DenoiserPlugin):
     """Channels at the finest scale; they double twice."""
     hidden: float = Field(default=0.04, gt=0, le=0.1)
     """Fraction of the pixels that is replaced in a training step."""
-    noise_axis: Axis = "none"
-    """Direction along which noise is correlated: "x" for horizontal scan lines."""
+    noise_axis: Axis = "auto"
+    """Direction along which noise is correlated: "x" for horizontal scan lines; "auto" measures."""
     noise_span_px: int = Field(default=4, ge=1, le=32)
-    """How far the correlation reaches to either side."""
+    """How far the correlation reaches to either side; with "auto" the most that is hidden."""
     loss: Loss = "auto"
     """``auto`` takes l1 for frames with impulses, l2 for all others."""
 
@@ -68,7 +76,7 @@ class N2VNet(nn.Module):
         self,
         filters: int = 16,
         hidden: float = 0.04,
-        noise_axis: Axis = "none",
+        noise_axis: Axis = "auto",
         noise_span: int = 4,
         loss: Loss = "auto",
     ) -> None:
@@ -111,23 +119,37 @@ class N2VNet(nn.Module):
         """Difference to the measured value of pixels hidden from the network."""
         frames = clip.reshape(-1, 1, *clip.shape[-2:])
         usable = valid.reshape_as(frames)
+        reach = self.reach(frames, usable)
         chance = torch.rand(frames.shape, generator=generator).to(frames.device)
-        asked = (chance < self.hidden) & usable
-        error = self.predict(self.hide(frames, asked)) - frames
+        share = self.hidden / (1 + 2 * min(reach))  # an area hides more than a line
+        asked = (chance < share) & usable
+        error = self.predict(self.hide(frames, asked, reach)) - frames
         robust = self.loss == "l1" or (self.loss == "auto" and is_impulsive(clip))
         return masked_mean(error.abs() if robust else error**2, asked)
 
-    def hide(self, frames: Tensor, asked: Tensor) -> Tensor:
+    def reach(self, frames: Tensor, valid: Tensor | None = None) -> Reach:
+        """Tell how far around a pixel its noise is shared; (n, 1, h, w) each."""
+        span = self.noise_span
+        if self.noise_axis == "auto":
+            return measured_reach(frames, valid, span)
+        return {"none": (0, 0), "x": (0, span), "y": (span, 0)}[self.noise_axis]
+
+    def hide(self, frames: Tensor, asked: Tensor, reach: Reach | None = None) -> Tensor:
         """Replace the pixels ``asked`` for, and those whose noise goes with theirs, by medians.
 
         Args:
             frames: (n, 1, h, w).
             asked: (n, 1, h, w) bool.
+            reach: As ``self.reach`` gives it for these frames, if it has been asked already.
         """
-        replaced = self._with_correlated(asked)
+        down, along = reach or self.reach(frames)
+        size = (2 * down + 1, 2 * along + 1)
+        replaced = F.max_pool2d(asked.float(), size, 1, (down, along)) > 0
         n, _, y, x = torch.nonzero(replaced, as_tuple=True)
-        padded = F.pad(frames, (_REACH,) * 4, mode="reflect")
-        around = torch.stack([padded[n, 0, y + dy, x + dx] for dy, dx in self._offsets()])
+        offsets = unrelated(down, along)
+        far = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
+        padded = F.pad(frames, (far,) * 4, mode="reflect")
+        around = torch.stack([padded[n, 0, y + far + dy, x + far + dx] for dy, dx in offsets])
         ordered = around.sort(0).values
         middle = len(ordered) // 2
         values = ordered[middle]
@@ -137,40 +159,74 @@ class N2VNet(nn.Module):
         hidden[n, 0, y, x] = values
         return hidden
 
-    def _with_correlated(self, asked: Tensor) -> Tensor:
-        if self.noise_axis == "none":
-            return asked
-        span = self.noise_span
-        size, pad = ((1, 2 * span + 1), (0, span))
-        if self.noise_axis == "y":
-            size, pad = size[::-1], pad[::-1]
-        return F.max_pool2d(asked.float(), size, 1, pad) > 0
-
-    def _offsets(self) -> list[tuple[int, int]]:
-        """Places in the padded frame of the pixels a median is taken of: none of equal noise."""
-        places = range(2 * _REACH + 1)
-        related = {
-            "none": lambda dy, dx: dy == _REACH and dx == _REACH,
-            "x": lambda dy, _: dy == _REACH,
-            "y": lambda _, dx: dx == _REACH,
-        }[self.noise_axis]
-        return [(dy, dx) for dy in places for dx in places if not related(dy, dx)]
-
     @torch.no_grad()
     def blind_estimate(self, frames: Tensor) -> Tensor:
         """Estimate each pixel of (t, h, w) with itself hidden: one pass per place in a grid."""
-        along = 2 * (2 * self.noise_span + 1)
-        step_y = along if self.noise_axis == "y" else _STEP
-        step_x = along if self.noise_axis == "x" else _STEP
+        reach = self.reach(frames[:, None])
+        step_y, step_x = (2 * (2 * r + 1) if r else _STEP for r in reach)
         estimates = torch.empty_like(frames)
         for dy in range(step_y):
             for dx in range(step_x):
                 for frame, estimate in zip(frames, estimates, strict=True):
                     asked = torch.zeros_like(frame, dtype=torch.bool)
                     asked[dy::step_y, dx::step_x] = True
-                    shown = self.hide(frame[None, None], asked[None, None])
+                    shown = self.hide(frame[None, None], asked[None, None], reach)
                     estimate[asked] = self.predict(shown)[0, 0][asked]
         return estimates
+
+
+def unrelated(down: int, along: int) -> list[tuple[int, int]]:
+    """Offsets (dy, dx) of the pixels a median is taken of: none whose noise is shared."""
+    if down and along:  # a frame around what is shared
+        ys, xs = (range(-r - _REACH, r + _REACH + 1) for r in (down, along))
+        return [(dy, dx) for dy in ys for dx in xs if abs(dy) > down or abs(dx) > along]
+    places = [(dy, dx) for dy in range(-_REACH, _REACH + 1) for dx in range(-_REACH, _REACH + 1)]
+    if along:
+        return [(dy, dx) for dy, dx in places if dy]
+    if down:
+        return [(dy, dx) for dy, dx in places if dx]
+    return [place for place in places if place != (0, 0)]
+
+
+@torch.no_grad()
+def measured_reach(frames: Tensor, valid: Tensor | None, most: int) -> Reach:
+    """Tell how far noise is shared along columns and along rows, from single frames.
+
+    A fourth difference across the direction asked about takes most of the scene
+    away and leaves the correlation along it.  What is left of the scene looks
+    much the same in both directions.  So it is noise where one direction shows
+    clearly more than the other, or where the finest structure, scene and noise
+    together, is weaker than white noise of unit variance alone would be.
+
+    Args:
+        frames: (n, 1, h, w), stabilised units.
+        valid: The same, bool; None where all are.
+        most: To either side, in pixels; in an area two.
+    """
+    image = frames if valid is None else frames.masked_fill(~valid, float("nan"))
+    across_y, across_x = (torch.diff(image, n=4, dim=axis) for axis in (2, 3))
+    r_x, r_y = _shared(across_y, 3, most), _shared(across_x, 2, most)
+    finest = torch.diff(across_y, n=4, dim=3) / _FOURTH_POWER
+    blurred = float((finest**2).nanmean()) < _BLURRED
+    along = _reach(r_x) if blurred or r_x[0] > r_y[0] + _SHARED else 0
+    down = _reach(r_y) if blurred or r_y[0] > r_x[0] + _SHARED else 0
+    return (min(down, _AREA), min(along, _AREA)) if down and along else (down, along)
+
+
+def _shared(x: Tensor, axis: int, most: int) -> list[float]:
+    """Correlation coefficients of (n, 1, h, w) along ``axis`` at 1, 2, ... pixels."""
+    limit = 5 * _FOURTH_POWER**0.5  # an edge of the scene weighs no more than that
+    x, length = x.clamp(-limit, limit), x.shape[axis]
+    power = float((x**2).nanmean())
+    lags = range(1, min(most, length - 1) + 1)
+    products = [x.narrow(axis, 0, length - lag) * x.narrow(axis, lag, length - lag) for lag in lags]
+    return [float(product.nanmean()) / power if power > 0 else 0.0 for product in products]
+
+
+def _reach(coefficients: list[float]) -> int:
+    if not coefficients[0] > _SHARED:
+        return 0
+    return next((i for i, r in enumerate(coefficients) if not r > _SHARED / 2), len(coefficients))
 
 
 def stack(inputs: int, middle: int, outputs: int) -> nn.Sequential:

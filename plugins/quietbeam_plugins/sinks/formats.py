@@ -60,6 +60,7 @@ def facts(result: Result, what: What, seq: int) -> dict[str, Any]:
         "model_version": result.model_version,
         "denoiser": result.denoiser,
         "psnr_db": scalars.get("quality.psnr_estimated_db"),
+        "psnr_trusted": scalars.get("quality.trusted"),
         "latency_s": result.latency_s,
         "time_ns": result.time_ns,
         "metrics": scalars,
