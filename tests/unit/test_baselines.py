@@ -114,3 +114,13 @@ def test_the_best_causal_filter_is_causal_and_never_worse_than_raw(noisy, truth)
 
 def test_without_noise_nothing_beats_raw(truth):
     assert best_causal(truth, truth).name == "raw"
+
+
+def test_single_image_filters_see_one_frame_only(noisy):
+    changed = noisy.copy()
+    changed[11] = 0
+    for name in baselines.SINGLE_IMAGE:
+        one, other = (
+            BASELINES[name].filter(v, **BASELINES[name].settings[-1]) for v in (noisy, changed)
+        )
+        assert np.array_equal(np.delete(one, 11, 0), np.delete(other, 11, 0))

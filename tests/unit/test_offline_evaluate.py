@@ -8,40 +8,15 @@ import pytest
 from quietbeam import EngineError
 from quietbeam.cli import evaluate as command
 from quietbeam.cli import main
-from quietbeam.offline.evaluate import ORACLES, Score, Trial, checks, evaluate, summarise
-from quietbeam.testing.cahn_hilliard import NOISES, CahnHilliard
+from quietbeam.offline.evaluation.score import Trial, evaluate
+from quietbeam.offline.evaluation.work import BEST, BEST_CAUSAL, Material, workshop
+from quietbeam.testing.cahn_hilliard import NOISES
+from quietbeam.testing.scenes import SCENES
 
 
-def score(method, psnr, ssim=0.5, case="gaussian", seed=0):
-    return Score(case=case, seed=seed, method=method, psnr=psnr, ssim=ssim, seconds=0.0, detail="")
-
-
-def trial(case="gaussian"):
-    truth = CahnHilliard(size_px=32).simulate(12, since=0.05, until=0.07)
-    return Trial(case, 0, truth, NOISES[case].apply(truth))
-
-
-def test_a_summary_is_mean_and_sample_deviation_over_seeds():
-    (summary,) = summarise([score("n2v", value, seed=n) for n, value in enumerate((20, 22, 27))])
-    assert (summary.psnr, summary.seeds) == (23, 3)
-    assert summary.psnr_sd == pytest.approx(np.std([20, 22, 27], ddof=1))
-    (alone,) = summarise([score("n2v", 20)])
-    assert np.isnan(alone.psnr_sd)
-
-
-def test_a_statement_holds_only_if_both_figures_say_so():
-    scores = [score("raw", 10, 0.2), score("n2v", 20, 0.1), score("umvd", 30, 0.9)]
-    found = {
-        c.statement: c
-        for c in checks(
-            summarise(scores),
-            [("umvd", "n2v", "gaussian"), ("n2v", "raw", "gaussian"), ("umvd", "raw", "mixed")],
-        )
-    }
-    assert len(found) == 2  # mixed was not measured
-    assert found["umvd beats n2v: gaussian"].passed
-    assert found["umvd beats n2v: gaussian"].psnr_margin == 10
-    assert not found["n2v beats raw: gaussian"].passed
+def trial(case="gaussian", scene="paper"):
+    one = SCENES[scene](32, 12, 0)
+    return Trial(case, 0, one.truth, NOISES[case].apply(one.truth), scene, one.front_px)
 
 
 def test_the_statements_of_the_paper_leave_out_noise2void_under_impulses():
@@ -51,35 +26,82 @@ def test_the_statements_of_the_paper_leave_out_noise2void_under_impulses():
     assert len(command.EXPECTED) == 10
 
 
+@pytest.mark.parametrize(
+    "words", [["--seeds", "0"], ["--effort", "-1"], ["--cpu-seconds", "0"], ["--processes", "0"]]
+)
+def test_numbers_that_make_no_sense_are_refused(words):
+    assert main(["evaluate", *words]) == 78
+
+
 @pytest.mark.slow
 def test_methods_run_in_processes_of_their_own_and_beat_raw():
-    one = trial()
     shares = []
-    scores = evaluate(
-        [one], {"kalman": 0, "quiet": 2}, progress=lambda _what, share: shares.append(share)
+    result = evaluate(
+        [trial(scene="moving")],
+        {"kalman": 0, "quiet": 2},
+        progress=lambda _what, share: shares.append(share),
     )
-    assert [s.method for s in scores] == ["raw", *ORACLES, "kalman", "quiet"]
-    decibels = {s.method: s.psnr for s in scores}
-    assert decibels["raw"] < decibels["kalman"] < decibels["best causal filter"]
-    assert decibels["best causal filter"] <= decibels["best filter"]
-    assert scores[-1].detail == "2 steps"
+    scores = {score.method: score for score in result.scores}
+    assert [s.method for s in result.scores if s.kind not in {"filter", "peer"}] == [
+        "raw", BEST_CAUSAL, BEST, "kalman", "quiet",
+    ]  # fmt: skip
+    assert scores["raw"].psnr < scores["kalman"].psnr < scores[BEST_CAUSAL].psnr
+    assert scores[BEST_CAUSAL].psnr <= scores[BEST].psnr
+    assert scores["tuned gaussian 3d"].psnr <= scores[BEST].psnr
+    assert scores["quiet"].detail == "2 steps"
+    assert scores["quiet"].train_cpu_s > 0
+    assert scores["kalman"].train_cpu_s == 0
+    assert scores["kalman"].frame_cpu_ms > 0
+    assert 0.1 < scores["kalman"].coverage_1sd < scores["kalman"].coverage_2sd < 1
+    assert np.isfinite(scores["kalman"].front_growth)
+    assert np.isfinite(scores["kalman"].estimate_error_db)
+    assert not scores["kalman"].flagged
     assert shares[-1] == pytest.approx(1)
+    (example,) = result.examples
+    assert [title for title, _ in example.images] == ["truth", "noisy", BEST, "kalman", "quiet"]
+
+
+@pytest.mark.slow
+def test_the_same_steps_give_the_same_figures():
+    video = trial()
+    same = Trial(video.case, 0, video.truth, video.noisy, "again")
+    one, other = (
+        score
+        for score in evaluate([video, same], {"quiet": 3}, peers=False).scores
+        if score.method == "quiet"
+    )
+    assert one.psnr == other.psnr
+
+
+@pytest.mark.slow
+def test_the_same_processor_time_gives_a_small_network_more_steps():
+    one = trial()
+    with workshop([Material("one", one.noisy, one.truth)], 2, lambda _what, _share: None) as shop:
+        steps = shop.rehearse(["kalman", "quiet", "umvd"], 60.0)
+    assert steps["kalman"] == 0
+    assert 10 < steps["umvd"] < steps["quiet"]
 
 
 @pytest.mark.slow
 def test_a_failing_child_is_named_with_its_last_words():
-    with pytest.raises(EngineError, match=r"(?s)nosuch on gaussian.*ConfigError"):
-        evaluate([trial()], {"nosuch": 1})
+    with pytest.raises(EngineError, match=r"(?s)nosuch on paper/gaussian.*ConfigError"):
+        evaluate([trial()], {"nosuch": 1}, peers=False)
 
 
 @pytest.mark.slow
-def test_the_command_prints_scores_and_checks_as_json(capsys, monkeypatch):
+def test_the_command_prints_scores_and_checks_as_json(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "QUICK", command.Scale(32, 12, {"kalman": 0}))
-    words = ["evaluate", "--cases", "poisson", "--seeds", "2", "--methods", "kalman", "--json"]
-    assert main(words) == 0
+    words = ["evaluate", "--cases", "poisson", "--seeds", "2", "--no-peers", "--json"]
+    assert main([*words, "--scenes", "slow", "moving", "--output", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["passed"] is True
     assert printed["checks"] == []
-    assert {s["method"] for s in printed["summary"]} == {"raw", *ORACLES, "kalman"}
+    daemon = [s for s in printed["summary"] if s["kind"] not in {"filter", "peer"}]
+    assert {s["method"] for s in daemon} == {"raw", BEST_CAUSAL, BEST, "kalman"}
+    assert {s["scene"] for s in daemon} == {"slow", "moving"}
     assert all(s["psnr_sd"] > 0 for s in printed["summary"])
-    assert main(["evaluate", "--seeds", "0"]) == 78
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == printed
+    text = (tmp_path / "evaluation.md").read_text()
+    images = {path.name for path in tmp_path.glob("*.png")}
+    assert len(images) == 4
+    assert all(f"({image})" in text for image in images)

@@ -173,7 +173,8 @@ class Baseline:
     causal: bool = True
 
 
-def _grid(**axes: Iterable[Any]) -> tuple[Mapping[str, Any], ...]:
+def settings_grid(**axes: Iterable[Any]) -> tuple[Mapping[str, Any], ...]:
+    """Give every combination of the values of some settings."""
     return tuple(dict(zip(axes, values, strict=True)) for values in product(*axes.values()))
 
 
@@ -182,23 +183,31 @@ _BLURS = (0.0, 0.7, 1.0, 1.5)
 
 BASELINES: Mapping[str, Baseline] = {
     "raw": Baseline(raw),
-    "causal mean": Baseline(causal_mean, _grid(frames=(3, 5, 7, 11, 15))),
-    "ema": Baseline(ema, _grid(rate=_RATES)),
-    "blurred ema": Baseline(ema, _grid(rate=_RATES, blur_px=_BLURS[1:])),
-    "median ema": Baseline(ema, _grid(rate=_RATES, blur_px=(0.0, 0.7), median_px=(3,))),
-    "kalman": Baseline(kalman, _grid(process=(3e-3, 0.01, 0.03, 0.1, 0.3), blur_px=_BLURS)),
-    "causal median": Baseline(causal_median, _grid(frames=(3, 5, 7), size_px=(1, 3))),
-    "causal svd": Baseline(causal_svd, _grid(frames=(16, 32), rank=(1, 2), blur_px=_BLURS[::2])),
-    "running mean": Baseline(running_mean, _grid(frames=(3, 5, 7, 11, 15)), causal=False),
+    "spatial": Baseline(
+        spatial_filter, settings_grid(blur_px=(0.0, 0.5, 0.8, 1.2, 1.8), median_px=(1, 3, 5))
+    ),
+    "causal mean": Baseline(causal_mean, settings_grid(frames=(3, 5, 7, 11, 15))),
+    "ema": Baseline(ema, settings_grid(rate=_RATES)),
+    "blurred ema": Baseline(ema, settings_grid(rate=_RATES, blur_px=_BLURS[1:])),
+    "median ema": Baseline(ema, settings_grid(rate=_RATES, blur_px=(0.0, 0.7), median_px=(3,))),
+    "kalman": Baseline(kalman, settings_grid(process=(3e-3, 0.01, 0.03, 0.1, 0.3), blur_px=_BLURS)),
+    "causal median": Baseline(causal_median, settings_grid(frames=(3, 5, 7), size_px=(1, 3))),
+    "causal svd": Baseline(
+        causal_svd, settings_grid(frames=(16, 32), rank=(1, 2), blur_px=_BLURS[::2])
+    ),
+    "running mean": Baseline(running_mean, settings_grid(frames=(3, 5, 7, 11, 15)), causal=False),
     "gaussian 3d": Baseline(
         gaussian_3d,
-        _grid(frames=(1.0, 2.0, 3.0, 5.0), blur_px=(0.5, 0.8, 1.2, 1.6)),
+        settings_grid(frames=(1.0, 2.0, 3.0, 5.0), blur_px=(0.5, 0.8, 1.2, 1.6)),
         causal=False,
     ),
-    "median 3d": Baseline(median_3d, _grid(frames=(5, 7), size_px=(1, 3)), causal=False),
+    "median 3d": Baseline(median_3d, settings_grid(frames=(5, 7), size_px=(1, 3)), causal=False),
     "svd": Baseline(svd, causal=False),
 }
 """By name; ``raw`` included, as the one to beat."""
+
+SINGLE_IMAGE = ("raw", "spatial")
+"""Those that look at one frame only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +215,7 @@ class Tuned:
     """The best of some filters, by PSNR against the truth.
 
     Attributes:
-        name: In ``BASELINES``.
+        name: In ``BASELINES``, or of the other filters that were tuned.
         psnr: dB, over the frames that were scored.
         clean: (t, h, w) float32, all frames.
     """
@@ -218,13 +227,19 @@ class Tuned:
 
 
 def tune(
-    name: str, noisy: Video, truth: Video, *, peak: float | None = None, settle: int = 0
+    name: str,
+    noisy: Video,
+    truth: Video,
+    *,
+    peak: float | None = None,
+    settle: int = 0,
+    among: Mapping[str, Baseline] = BASELINES,
 ) -> Tuned:
-    """Try every setting of one filter; arguments as for ``best_causal``."""
+    """Try every setting of the filter ``name`` of ``among``; else as ``best_causal``."""
     span = _peak(truth, peak)
     best: Tuned | None = None
-    for settings in BASELINES[name].settings:
-        clean = BASELINES[name].filter(np.asarray(noisy, np.float32), **settings)
+    for settings in among[name].settings:
+        clean = among[name].filter(np.asarray(noisy, np.float32), **settings)
         score = psnr(clean[settle:], truth[settle:], span)
         if best is None or score > best.psnr:
             best = Tuned(name, settings, score, clean)

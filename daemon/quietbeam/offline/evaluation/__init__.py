@@ -1,0 +1,1 @@
+"""Compares denoisers with each other, with filters and with the truth: ``quietbeam evaluate``."""
