@@ -7,6 +7,7 @@ from quietbeam_plugins.denoisers.kalman import Kalman
 from quietbeam_plugins.denoisers.median import Median
 from quietbeam_plugins.denoisers.n2v import N2V
 from quietbeam_plugins.denoisers.quiet import Quiet
+from quietbeam_plugins.denoisers.svd import SVD
 from quietbeam_plugins.denoisers.umvd import UMVD
 
 
@@ -18,8 +19,12 @@ class TestMedian(DenoiserContract):
     plugin = Median()
 
 
+class TestSVD(DenoiserContract, EngineContract):
+    plugin = SVD()
+
+
 class TestQuiet(DenoiserContract, EngineContract):
-    plugin = Quiet()
+    plugin = Quiet(prior=False)
 
 
 class TestN2V(DenoiserContract):

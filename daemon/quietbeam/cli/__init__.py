@@ -34,6 +34,7 @@ COMMANDS = (
     ("capture", "write the raw stream parts of a detector to a file"),
     ("replay", "send a captured stream again, bit-equal"),
     ("denoise", "clean a video offline, trained on itself"),
+    ("pretrain", "make the prior weights that a network starts from"),
     ("evaluate", "quality tables against truth and baselines"),
     ("bench", "speed, latency and memory of denoisers and engines"),
     ("repair", "make a recording that was cut off readable again"),

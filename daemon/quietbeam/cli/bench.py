@@ -100,7 +100,9 @@ def _execute_live(arguments: argparse.Namespace) -> int:
     from quietbeam.cli._bench_live import measure_live
 
     found, rows = machine(), []
-    combinations = list(product(arguments.denoiser or ["quiet"], arguments.size, arguments.threads))
+    names: list[str] = arguments.denoiser or ["quiet"]
+    sizes: list[int] = arguments.size
+    combinations = [(n, s, t) for n in names for s in sizes for t in arguments.threads]
     with bar() as progress:
         for number, (denoiser, size_px, threads) in enumerate(combinations):
             progress("live", number / len(combinations))

@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Generator, Tensor
 
 State = tuple["Tensor", ...]
@@ -73,5 +75,19 @@ class StreamingDenoiser(Protocol):
 
         For judging only; may cost many forward passes.  Frames closer than
         the denoiser's memory to an end are estimated from what there is.
+        """
+        ...
+
+
+@runtime_checkable
+class SelfCalibrating(Protocol):
+    """A denoiser whose variances are set right after training, on the weights that are used."""
+
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]], generator: Generator) -> None:
+        """Scale the variances to what the residual says; changes a weight.
+
+        Args:
+            batches: (clip, valid), as for ``training_loss``.
+            generator: The only source of randomness.
         """
         ...

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.core.denoiser import SelfCalibrating, StreamingDenoiser
 from quietbeam.core.errors import EngineError
 from quietbeam.model.torch_engine import as_module, weights_of
 from quietbeam.offline.patches import TrainingSet
@@ -21,6 +21,7 @@ Float = NDArray[np.float32]
 _LARGE = 1_000_000  # weights; from here on one patch a step and a smaller rate, as in the paper
 _VALIDATIONS = 12
 _MAX_BAD_STEPS = 10
+_CALIBRATION_BATCHES = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +116,18 @@ class _Trainer:
         _, best_step, weights = self.best or (0.0, self.steps, self._mean_weights())
         _load(self.network, weights)
         self.network.eval()
+        if isinstance(self.module, SelfCalibrating):
+            self.module.calibrate(self._batches(_CALIBRATION_BATCHES), self.generator)
         return Training(
             steps=self.steps, best_step=best_step, seconds=seconds, losses=tuple(self.losses)
         )
+
+    def _batches(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(count):
+            clips = self.data.batch(
+                self.batch, self.recipe.patch_px, self.past, self.module.lag, self.rng, guards=False
+            )
+            yield torch.from_numpy(clips[0]), torch.from_numpy(clips[1])
 
     def _share(self, seconds: float) -> float:
         if self.recipe.steps is not None:
@@ -129,13 +139,9 @@ class _Trainer:
         warm = min(1.0, (self.steps + 1) / 50)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
-        clips = self.data.batch(
-            self.batch, self.recipe.patch_px, self.past, self.module.lag, self.rng, guards=False
-        )
+        ((clip, valid),) = self._batches(1)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.module.training_loss(
-            torch.from_numpy(clips[0]), torch.from_numpy(clips[1]), self.generator
-        )
+        loss = self.module.training_loss(clip, valid, self.generator)
         if torch.isfinite(loss):
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

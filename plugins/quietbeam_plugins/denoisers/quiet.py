@@ -1,181 +1,350 @@
 """``quiet``: our own streaming network, and the default.
 
 The features of a frame are computed once, when it comes, and kept in the
-state.  The estimate of frame i is made ``lag`` frames later from the features
-of its ``2 * lag`` neighbours, never from its own, so it stays *blind*: its
-error can be measured against the frame itself, and the frame can be fused with
-it afterwards.  A small three-scale U-Net of dense 3x3 convolutions at half
-resolution chooses, pixel by pixel, between simple means (of the neighbours and
-of two older memories, sharp and smoothed), adds a correction, and tells the
-variance of the result.  Before any training all means weigh the same: the
-network starts as a fair filter, not as noise.
+state.  The estimate of frame i is made ``lag`` frames later from its
+``2 * lag`` neighbours and from two memories of all that is older, never from
+the frame itself: it is *blind*, so its error can be measured against the
+frame, and the frame can be fused with it afterwards.
 
-Shapes: n streams, c channels, h height, w width, t frames of a clip.
+What the network puts out is mostly a choice: pixel by pixel, how to weigh four
+means in time (nearest pair, window, fast and slow memory) and then four blurs
+in space, plus a correction.  Because the filter is known, so is the variance
+of the noise that passes it; the network only learns what the scene adds.
+Before any training all weigh the same: a fair filter, not noise.
+
+Shapes: n streams, h height, w width, t frames of a clip; h2, w2 half of h, w
+(up to a multiple of eight).  Units are stabilised: noise of unit variance.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterable
+from importlib import resources
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from pydantic import NonNegativeInt, PositiveInt
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from quietbeam import DenoiserPlugin
+from quietbeam import DenoiserPlugin, EngineError
+from quietbeam_plugins.denoisers._filters import Blurs, fold, median_3x3, unfold
 
 if TYPE_CHECKING:
-    from quietbeam.core.denoiser import State
+    from pathlib import Path
 
+    from quietbeam.core.denoiser import State
 
 HISTORY = 32
 """Frames older than the window that a training clip brings along to fill the memories."""
 
+FAST, SLOW = 0.2, 0.05
+"""Rates of the two memories."""
+
+MEANS = 4
+SPIKE = 6.0
+"""A pixel so many noise s.d. off its surroundings and its past is a spike."""
+
+_RAW = 3  # frames a pixel is compared with
+_RARE = 0.002  # share of suddenly changed pixels below which training looks for no spikes
+_CHANGE = 5.0  # standard errors by which the memories must differ to be a change
+_TRUST = 0.5  # how far the logarithm of a variance may be off before anything is measured
+_CUTS = torch.linspace(0, 1, 17)[1:-1]  # quantiles of brightness between which noise is measured
+_PREVIEWS = 0.25  # share of training steps that learn to do without later frames
+
+_SIZES = {"S": (4, (16, 24, 32)), "L": (16, (32, 48, 64))}  # features, channels of three scales
+
 
 class Quiet(DenoiserPlugin):
-    """Settings of the network; the defaults are the CPU size (about 50,000 weights)."""
+    """Settings of the network."""
 
+    size: Literal["S", "L"] = "S"
+    """S for a processor (about 40,000 weights), L for a GPU (about 170,000)."""
     lag: PositiveInt = 3
-    """Frames before and after the one estimated."""
-    features: PositiveInt = 8
-    """Channels kept of every frame, at half resolution."""
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 24, 32)
-    """Channels of the three scales."""
-    memory_rates: tuple[PositiveFloat, ...] = (0.2, 0.05)
-    """Rates of the exponential means of the frames older than the window."""
+    """Frames before and after the one estimated that are looked at one by one."""
+    blind_frames: NonNegativeInt = 0
+    """Neighbours on both sides that are left out too, because they share its noise."""
+    preview: bool = False
+    """Estimate each frame at once, from earlier ones only: lag 0, the same weights."""
+    prior: bool = True
+    """Start from weights trained on simulations, where there are any for this size and lag."""
 
     def build(self) -> QuietNet:
-        """Give the network with fresh weights."""
-        return QuietNet(self.lag, self.features, self.widths, self.memory_rates)
+        """Give the network, with prior weights or fresh ones."""
+        net = QuietNet(
+            self.lag, *_SIZES[self.size], blind_frames=self.blind_frames, preview=self.preview
+        )
+        path = self.prior_path()
+        if self.prior and path is not None:
+            net.load_prior(path)
+        return net
+
+    def prior_path(self) -> Path | None:
+        """Where the prior weights for these settings are; None if there are none."""
+        name = f"quiet-{self.size.lower()}{self.lag}.safetensors"
+        path = resources.files(__package__ or "") / "priors" / name
+        return path if path.is_file() else None  # pyright: ignore[reportReturnType]
+
+
+class Memory(NamedTuple):
+    """What is kept of the frames older than the window, folded.
+
+    Attributes:
+        fast: (n, 4, h2, w2) exponential mean of rate ``FAST``.
+        slow: (n, 4, h2, w2) of rate ``SLOW``; begins anew where the scene changes.
+        age: (n, 1, 1, 1) frames in ``fast``.
+        since: (n, 1, h2, w2) frames in ``slow``: since the scene changed there.
+    """
+
+    fast: Tensor
+    slow: Tensor
+    age: Tensor
+    since: Tensor
+
+    @staticmethod
+    def empty(n: int, h2: int, w2: int) -> Memory:
+        """Nothing seen yet."""
+        image = torch.zeros(n, 4, h2, w2)
+        return Memory(image, image.clone(), torch.zeros(n, 1, 1, 1), torch.zeros(n, 1, h2, w2))
+
+    def absorb(self, frame: Tensor, use: Tensor) -> Memory:
+        """Take in a frame that has left the window, where ``use`` is 1 (0: nothing happens)."""
+        fast = self.fast + use * (1 / (self.age + 1)).clamp(min=FAST) * (frame - self.fast)
+        slow = self.slow + use * (1 / (self.since + 1)).clamp(min=SLOW) * (frame - self.slow)
+        age, since = self.age + use, self.since + use
+        # Where the memories disagree by more than their noise, the scene has changed.
+        apart = (fast - slow).mean(1, keepdim=True)
+        apart = F.avg_pool2d(apart, 3, 1, 1, count_include_pad=False)  # mean of 36 pixels
+        frames = age.clamp(max=(2 - FAST) / FAST)
+        limit = _CHANGE**2 / 36 / frames.clamp(min=1.0)
+        changed = ((apart**2 > limit) & (since > frames)).to(frame.dtype)
+        slow = slow + changed * (fast - slow)
+        return Memory(fast, slow, age, since + changed * (frames - since))
+
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """Noise variance left in ``fast`` and in ``slow``."""
+        fast = 1 / self.age.clamp(min=1.0, max=(2 - FAST) / FAST)
+        return fast, 1 / self.since.clamp(min=1.0, max=(2 - SLOW) / SLOW)
 
 
 class QuietNet(nn.Module):
-    """A ``StreamingDenoiser``; units are stabilised: noise of unit variance."""
+    """A ``StreamingDenoiser``; see the module."""
 
     blind = True
     trainable = True
 
     def __init__(
-        self, lag: int, features: int, widths: tuple[int, int, int], rates: tuple[float, ...]
+        self,
+        reach: int,
+        features: int,
+        widths: tuple[int, int, int],
+        *,
+        blind_frames: int = 0,
+        preview: bool = False,
     ) -> None:
         super().__init__()
-        self.lag = lag
-        self.rates = rates
-        self.window = 2 * lag + 1 + HISTORY
+        self.reach, self.gap, self.preview = reach, blind_frames, preview
+        self.kept = 2 * (reach + blind_frames)
+        self.lag = 0 if preview else reach + blind_frames
+        self.window = self.kept + 1 + HISTORY
         self.features = features
-        self.encode1 = conv(4, features)
-        self.encode2 = conv(features, features)
-        self.remember = conv(4 * (1 + len(rates)), 2 * features)
-        self.gather = nn.Conv2d(2 * (lag + 1) * features, widths[0], 1)
+        self.pretrained = False
+        width = widths[0]
+        self.encode1, self.encode2 = conv(4, features), conv(features, features)
+        self.context = conv(4 * MEANS + 2, width)
+        self.gather = nn.Conv2d(2 * reach * features, width, 1)
         self.unet = UNet(widths)
-        self.head = conv(widths[0], 4 * (2 + 2 * (1 + len(rates))))
-        nn.init.zeros_(self.head.weight)
-        with torch.no_grad():
-            nn_bias(self.head)[4:8] = -2.0  # log variance: start near that of a mean of neighbours
+        self.blurs = Blurs()
+        self.correction, self.doubt = silent(width, 4), silent(width, 1)
+        self.when, self.where = silent(width, MEANS), silent(width, Blurs.count)
+        self.scale = nn.Parameter(torch.zeros(1, 1, 1, 1))
+
+    def load_prior(self, path: Path) -> None:
+        """Start from the weights in a safetensors file.
+
+        Raises:
+            EngineError: They are not of this network.
+        """
+        try:
+            self.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise EngineError(f"{path}: not the prior weights of this network: {error}") from error
+        self.pretrained = True
 
     def initial_state(self, n: int, h: int, w: int) -> State:
-        """Give (level and scale, features and pixels of 2 lag frames, memories, their ages)."""
-        half_h, half_w = -(-h // 8) * 4, -(-w // 8) * 4
-        levels = torch.zeros(n, 2, 1, 1)
-        maps = [torch.zeros(n, self.features, half_h, half_w) for _ in range(2 * self.lag)]
-        frames = [torch.zeros(n, 1, h, w) for _ in range(2 * self.lag)]
-        memory = torch.zeros(n, len(self.rates), h, w)
-        return (levels, *maps, *frames, memory, torch.zeros(n, 1 + len(self.rates), 1, 1))
+        """Give level and scale, features, folded frames, newest raw frames, memory, frames seen."""
+        h2, w2 = -(-h // 8) * 4, -(-w // 8) * 4
+        maps = [torch.zeros(n, self.features, h2, w2) for _ in range(self.kept)]
+        frames = [torch.zeros(n, 4, h2, w2) for _ in range(self.kept)]
+        raw = [torch.zeros(n, 1, h, w) for _ in range(_RAW)]
+        seen = torch.zeros(n, 1, 1, 1)
+        return (torch.zeros(n, 2, 1, 1), *maps, *frames, *raw, *Memory.empty(n, h2, w2), seen)
 
     def forward(self, frame: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Take frame i, give mean and variance of frame i - lag; see ``StreamingDenoiser``."""
-        k = 2 * self.lag
+        k = self.kept
         levels, maps, frames = state[0], list(state[1 : 1 + k]), list(state[1 + k : 1 + 2 * k])
-        memory, ages = state[-2:]
+        raw, memory, seen = state[1 + 2 * k : -5], Memory(*state[-5:-1]), state[-1]
         levels = torch.where(levels[:, 1:] > 0, levels, level_and_scale(frame))
-        maps = [*maps, self.encode(frame, levels)]
-        frames = [*frames, frame]
-        mean, variance = self.estimate(maps, frames, memory, ages[:, 1:], levels)
-        # The frame that now leaves the window may enter the memories, if it was a real one.
-        full = (ages[:, :1] >= k).to(frame.dtype)
-        memory, weights = self.blend(memory, ages[:, 1:], frames[0], full)
-        ages = torch.cat([ages[:, :1] + 1, weights], 1)
-        return mean, variance, (levels, *maps[1:], *frames[1:], memory, ages)
+        folded = fold(without_spikes(frame, raw))
+        new_maps, new_frames = [*maps, self.encode(folded, levels)], [*frames, folded]
+        order = self.order(preview=self.preview)
+        shown = pick(new_maps, order), pick(new_frames, order)
+        answer = self.estimate(*shown, memory, levels, preview=self.preview)
+        memory = memory.absorb(frames[0], (seen >= k).to(frame.dtype))
+        mean, variance = at_full_resolution(*answer, frame.shape)
+        kept = (levels, *new_maps[1:], *new_frames[1:], *raw[1:], frame, *memory, seen + 1)
+        return mean, variance, kept
 
-    def encode(self, frame: Tensor, levels: Tensor) -> Tensor:
-        """Give the features of a frame: (n, 1, h, w) -> (n, features, h / 2, w / 2)."""
-        x = half((frame - levels[:, :1]) / levels[:, 1:])
+    def order(self, *, preview: bool) -> list[int]:
+        """Which of ``kept + 1`` frames to show, the nearest to the one estimated in the middle.
+
+        The one estimated is in the middle of them, or for a preview the last.
+        """
+        if preview:
+            newest = self.kept - self.gap
+            shown = range(newest - 2 * self.reach, newest)
+            return [*shown[::2], *shown[::-2]]
+        return [*range(self.reach), *range(self.kept + 1 - self.reach, self.kept + 1)]
+
+    def encode(self, folded: Tensor, levels: Tensor) -> Tensor:
+        """Give the features of a folded frame: (n, 4, h2, w2) -> (n, features, h2, w2)."""
+        x = (folded - levels[:, :1]) / levels[:, 1:]
         return F.relu(self.encode2(F.relu(self.encode1(x))))
-
-    def blend(
-        self, memory: Tensor, weights: Tensor, frame: Tensor, use: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Let a frame into the exponential means; ``weights`` tell how full each is (0 to 1)."""
-        rates = frame.new_tensor(self.rates).reshape(1, -1, 1, 1) * use
-        return memory + rates * (frame - memory), weights + rates * (1 - weights)
 
     def estimate(
         self,
         maps: list[Tensor],
         frames: list[Tensor],
-        memory: Tensor,
-        weights: Tensor,
+        memory: Memory,
         levels: Tensor,
+        *,
+        preview: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Estimate the middle of 2 lag + 1 frames from all others and from older memories."""
-        others = [*range(self.lag), *range(self.lag + 1, 2 * self.lag + 1)]
-        base = torch.stack([frames[i] for i in others]).mean(0)
-        # an empty memory is replaced by the base; a young one is brought to full weight
-        old = torch.where(weights > 0.01, memory / weights.clamp(min=0.01), base)
-        seen = torch.cat([(base - levels[:, :1]), old - base], 1) / levels[:, 1:]
-        x = torch.cat([*[maps[i] for i in others], F.relu(self.remember(half(seen)))], 1)
-        h, w = base.shape[-2:]
-        x = F.pixel_shuffle(self.head(self.unet(F.relu(self.gather(x)))), 2)[..., :h, :w]
-        means = torch.cat([base, old], 1)
-        means = torch.cat([means, blur(means)], 1)
-        mean = (torch.softmax(x[:, 2:], 1) * means).sum(1, keepdim=True) + x[:, :1]
-        return mean, torch.exp(x[:, 1:2].clamp(-8, 4))
+        """Estimate a frame from its neighbours, the nearest in the middle, and older memory.
 
-    def training_loss(self, clip: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+        Returns:
+            Mean (n, 4, h2, w2) and variance (n, 1, h2, w2), folded.
+        """
+        near = (frames[self.reach - 1] + frames[self.reach]) / 2
+        base = torch.stack(frames).mean(0)
+        fast = torch.where(memory.age > 0, memory.fast, base)
+        slow = torch.where(memory.since > 0, memory.slow, base)
+        seen = torch.cat([base - levels[:, :1], near - base, fast - base, slow - base], 1)
+        few = torch.rsqrt(memory.since + 1)
+        mode = torch.full_like(few, float(preview))
+        context = self.context(torch.cat([seen / levels[:, 1:], few, mode], 1))
+        x = self.unet(F.relu(self.gather(torch.cat(maps, 1)) + context))
+        when, where = torch.softmax(self.when(x), 1), torch.softmax(self.where(x), 1)
+        mean = weighted([near, base, fast, slow], when)
+        mean = weighted(self.blurs(mean), where) + self.correction(x)
+        # A tenth: one pixel tells next to nothing of a variance, so this is learned slowly.
+        scene = (0.1 * self.doubt(x) + self.scale).clamp(-6.0, 6.0)
+        return mean, self._passed_noise(when, where, memory) * torch.exp(scene)
+
+    def _passed_noise(self, when: Tensor, where: Tensor, memory: Memory) -> Tensor:
+        """Variance of unit white noise after the chosen filters: (n, 1, h2, w2)."""
+        near, base, fast, slow = (when[:, i : i + 1] for i in range(MEANS))
+        k = 2 * self.reach
+        time = 2 * (near / 2 + base / k) ** 2 + (k - 2) * (base / k) ** 2
+        of_fast, of_slow = memory.variances()
+        time = time + fast**2 * of_fast + (slow**2 + 2 * fast * slow) * of_slow
+        space = (where * F.conv2d(where, self.blurs.get_buffer("energies"))).sum(1, keepdim=True)
+        return time * space
+
+    def training_loss(self, clip: Tensor, valid: Tensor, generator: Generator) -> Tensor:
         """Squared error of the blind mean, and likelihood of its variance; robust if need be.
 
         The variance is fitted to the residual of a *detached* mean: fitting
-        both jointly by likelihood trains badly.
+        both jointly by likelihood trains badly.  Spikes are no target.
         """
-        first = int(torch.randint(0, HISTORY + 1, (1,), generator=generator))
-        mean, variance = self._estimate_clip(clip[:, first:])
-        target, use = clip[:, -1 - self.lag, None], valid[:, -1 - self.lag, None].to(clip.dtype)
+        mean, variance = self._estimate_clip(clip, generator)
+        at = clip.shape[1] - 1 - self.kept // 2
+        target, use = clip[:, at, None], valid[:, at, None].to(clip.dtype)
+        before = [clip[:, at - j, None] for j in range(1, _RAW + 1)]
+        use = use * (oddness(target, before, median_3x3(target)) <= SPIKE)
         error = target - mean
         squared = error.detach() ** 2
-        if has_outliers(clip[:, -self.window + HISTORY :], valid[:, -self.window + HISTORY :]):
-            error_loss = torch.sqrt(error**2 + 0.01)
+        if has_outliers(clip, valid):
+            fit = torch.sqrt(error**2 + 0.01)
             squared = squared.clamp(max=9.0)
         else:
-            error_loss = error**2
-        total = 1 + variance
-        loss = error_loss + 0.5 * (torch.log(total) + squared / total)
-        return (loss * use).sum() / use.sum().clamp(min=1)
+            fit = error**2
+        total = noise_power(clip, valid) + variance
+        loss = fit + 0.5 * (torch.log(total) + squared / total)
+        return (loss * use).sum() / use.sum().clamp(min=1.0)
 
-    def _estimate_clip(self, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate frame -1 - lag of (n, t, h, w); what is older than the window is memory."""
+    def supervised_loss(self, clip: Tensor, truth: Tensor, generator: Generator) -> Tensor:
+        """Loss against the truth (n, h, w) of frame -1 - lag, which only simulations know."""
+        mean, variance = self._estimate_clip(clip, generator)
+        squared = (truth[:, None] - mean) ** 2
+        known = squared.detach().clamp(min=1e-5)
+        # each clip counts alike, whether it is hard or easy
+        fit = squared.mean((1, 2, 3)) / (known.mean((1, 2, 3)) + 0.01)
+        doubt = 0.5 * (torch.log(variance) + known / variance)
+        return fit.mean() + 0.1 * doubt.mean()
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]], generator: Generator) -> None:
+        """Scale the variances so that on the whole they are what the residual says.
+
+        Training sees weights that still move; the mean of them, which is used,
+        errs less.  The residual is that error and a noise a hundred times
+        larger: what few pixels say is believed in part only.
+
+        Args:
+            batches: Clips and valid pixels, as for ``training_loss``.
+            generator: For the length of the history.
+        """
+        excess, told, pixels = 0.0, 0.0, 0.0
+        for clip, valid in batches:
+            mean, variance = self._estimate_clip(clip, generator)
+            at = clip.shape[1] - 1 - self.kept // 2
+            target, use = clip[:, at, None], valid[:, at, None]
+            use = use & ((target - mean).abs() < SPIKE)
+            excess += float(((target - mean) ** 2 - noise_power(clip, valid))[use].sum())
+            told += float(variance[use].sum())
+            pixels += int(use.sum())
+        if told <= 0:
+            return
+        ratio = min(max(excess / told, 0.1), 10.0)
+        doubt = math.sqrt(4 * pixels) / told / ratio  # s.e. of its logarithm; neighbours overlap
+        believed = _TRUST**2 / (_TRUST**2 + doubt**2)
+        self.scale += believed * math.log(ratio)
+
+    def _estimate_clip(self, clip: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Estimate frame -1 - kept / 2 of (n, t, h, w), with a history of random length.
+
+        Sometimes without the frames after it: the same weights learn the preview.
+        """
+        preview = self.preview or float(torch.rand(1, generator=generator)) < _PREVIEWS
+        first = int(torch.randint(0, HISTORY + 1 - self.kept // 2, (1,), generator=generator))
+        clip = clip[:, first : clip.shape[1] - self.kept // 2 if preview else None]
         n, t, h, w = clip.shape
-        width = 2 * self.lag + 1
         levels = level_and_scale(clip[:, :1])
-        memory = clip.new_zeros(n, len(self.rates), h, w)
-        weights = clip.new_zeros(n, len(self.rates), 1, 1)
-        for frame in clip[:, : t - width].unbind(1):
-            memory, weights = self.blend(memory, weights, frame[:, None], torch.ones_like(weights))
-        recent = clip[:, t - width :]
-        flat = recent.reshape(n * width, 1, h, w)
-        encoded = self.encode(flat, levels.repeat_interleave(width, 0))
-        maps = list(encoded.reshape(n, width, *encoded.shape[1:]).unbind(1))
-        frames = [frame[:, None] for frame in recent.unbind(1)]
-        return self.estimate(maps, frames, memory, weights, levels)
+        folded = fold(calm(clip).reshape(n * t, 1, h, w))
+        folded = folded.reshape(n, t, *folded.shape[1:])
+        memory = Memory.empty(n, *folded.shape[-2:])
+        oldest = t - self.kept - 1
+        for frame in folded[:, :oldest].unbind(1):
+            memory = memory.absorb(frame, torch.ones_like(memory.age))
+        frames = pick(list(folded[:, oldest:].unbind(1)), self.order(preview=preview))
+        encoded = self.encode(torch.cat(frames), levels.repeat(len(frames), 1, 1, 1))
+        answer = self.estimate(list(encoded.split(n)), frames, memory, levels, preview=preview)
+        return at_full_resolution(*answer, clip.shape)
 
     @torch.no_grad()
     def blind_estimate(self, frames: Tensor) -> Tensor:
         """Estimate each frame of (t, h, w) by streaming; the ends are mirrored."""
-        t = len(frames)
-        places = range(-self.lag, t + self.lag)
-        estimates = self._streamed(frames, [mirror(j, t) for j in places])[2 * self.lag :]
+        t, lag = len(frames), self.lag
+        places = range(-lag, t + lag)
+        estimates = self._streamed(frames, [mirror(j, t) for j in places])[2 * lag :]
         for i in range(t):
             # Near an end a frame meets its own mirror image: it gets a stream without that.
-            places = range(max(-self.lag, i - 4 * self.lag), i + self.lag + 1)
+            places = range(max(-lag, i - 4 * lag), i + lag + 1)
             seen = [mirror(j, t) for j in places]
             if seen.count(i) > 1:
                 other = i + 1 if i + 1 < t else i - 1
@@ -199,16 +368,15 @@ class UNet(nn.Module):
     def __init__(self, widths: tuple[int, int, int]) -> None:
         super().__init__()
         a, b, c = widths
-        self.down1, self.down2 = conv(a, a), conv(a, b, stride=2)
-        self.down3, self.down4 = conv(b, b), conv(b, c, stride=2)
+        self.down1, self.down2 = conv(a, b, stride=2), conv(b, b)
+        self.down3 = conv(b, c, stride=2)
         self.middle1, self.middle2 = conv(c, c), conv(c, b)
         self.up1, self.up2, self.up3 = conv(b, b), conv(b, a), conv(a, a)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, fine: Tensor) -> Tensor:
         """Run the network; h and w must be multiples of four."""
-        fine = F.relu(self.down1(x))
-        medium = F.relu(self.down3(F.relu(self.down2(fine))))
-        coarse = F.relu(self.middle1(F.relu(self.down4(medium))))
+        medium = F.relu(self.down2(F.relu(self.down1(fine))))
+        coarse = F.relu(self.middle1(F.relu(self.down3(medium))))
         x = F.relu(self.up1(up(F.relu(self.middle2(coarse))) + medium))
         return F.relu(self.up3(up(F.relu(self.up2(x))) + fine))
 
@@ -217,34 +385,38 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution that keeps the size (or halves it)."""
     layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(nn_bias(layer))
+    nn.init.zeros_(layer.bias) if layer.bias is not None else None
     return layer
 
 
-def nn_bias(layer: nn.Conv2d) -> Tensor:
-    """The bias of a layer that surely has one."""
-    assert layer.bias is not None  # noqa: S101 - for the type checker
-    return layer.bias
-
-
-def half(x: Tensor) -> Tensor:
-    """Move 2 x 2 pixels into channels; the edges are repeated up to a multiple of eight."""
-    h, w = x.shape[-2:]
-    return F.pixel_unshuffle(F.pad(x, (0, -w % 8, 0, -h % 8), mode="replicate"), 2)
-
-
-def blur(x: Tensor) -> Tensor:
-    """Smooth with the binomial kernel 1 4 6 4 1 along both axes; the edges are repeated."""
-    h, w = x.shape[-2:]
-    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
-    taps = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-    rows = torch.stack([tap * padded[..., i : i + w] for i, tap in enumerate(taps)]).sum(0)
-    return torch.stack([tap * rows[..., i : i + h, :] for i, tap in enumerate(taps)]).sum(0)
+def silent(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that says nothing before it is trained."""
+    layer = nn.Conv2d(inputs, outputs, 1)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+    return layer
 
 
 def up(x: Tensor) -> Tensor:
     """Double the size by repetition."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def weighted(images: list[Tensor], weights: Tensor) -> Tensor:
+    """Sum of images (n, 4, h2, w2), each times its channel of ``weights``."""
+    products = [image * weights[:, i : i + 1] for i, image in enumerate(images)]
+    return torch.stack(products).sum(0)
+
+
+def at_full_resolution(mean: Tensor, variance: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Unfold a mean; a variance is the same for all four pixels of a fold."""
+    h, w = shape[-2:]
+    return unfold(mean, h, w), up(variance)[..., :h, :w]
+
+
+def pick(images: list[Tensor], order: list[int]) -> list[Tensor]:
+    """Images in another order."""
+    return [images[i] for i in order]
 
 
 def level_and_scale(frame: Tensor) -> Tensor:
@@ -255,6 +427,61 @@ def level_and_scale(frame: Tensor) -> Tensor:
     level = frame.mean((2, 3), keepdim=True)
     spread = ((frame - level) ** 2).mean((2, 3), keepdim=True).sqrt()
     return torch.cat([level, (spread / 3).clamp(1.0, 10.0)], 1)
+
+
+def oddness(frame: Tensor, before: list[Tensor] | State, around: Tensor) -> Tensor:
+    """How far each pixel is off both its surroundings and any of the frames before it.
+
+    A small bright thing that stays agrees with the past after a few frames;
+    what moves on agrees with its surroundings unless it is a single pixel.
+    """
+    past = (frame - before[0]).abs()
+    for other in before[1:]:
+        past = torch.maximum(past, (frame - other).abs())
+    return torch.minimum((frame - around).abs(), past)
+
+
+def without_spikes(frame: Tensor, before: list[Tensor] | State) -> Tensor:
+    """Replace cosmic rays and impulses by the median around them; all (n, 1, h, w)."""
+    around = median_3x3(frame)
+    return torch.where(oddness(frame, before, around) > SPIKE, around, frame)
+
+
+def calm(clip: Tensor) -> Tensor:
+    """``without_spikes`` for all frames of (n, t, h, w), if there are enough of them to matter."""
+    n, t, h, w = clip.shape
+    first = clip[:, :1].expand(-1, _RAW, -1, -1)
+    late = torch.cat([first, clip], 1)
+    before = [late[:, _RAW - j : _RAW - j + t].reshape(n * t, 1, h, w) for j in range(1, _RAW + 1)]
+    flat = clip.reshape(n * t, 1, h, w)
+    sudden = (flat - before[0]).abs() > SPIKE
+    if float(sudden.to(clip.dtype).mean()) < _RARE:
+        return clip
+    return without_spikes(flat, before).reshape(clip.shape)
+
+
+@torch.no_grad()
+def noise_power(clip: Tensor, valid: Tensor) -> Tensor:
+    """Noise variance where it is like that of a clip (n, t, h, w): (n, 1, h, w), about one.
+
+    Second temporal differences (variance 6) of pixels of the same brightness;
+    stabilised noise is not quite one at very few photons.  A scene that moves
+    adds to some of the brightnesses: none may exceed the usual by more than 3 %.
+    """
+    if clip.shape[1] < 3:
+        return torch.ones_like(clip[:, :1])
+    second = clip[:, 2:] - 2 * clip[:, 1:-1] + clip[:, :-2]
+    use = (valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]) & (second.abs() < 6 * SPIKE)
+    squares = torch.where(use, second**2 / 6, torch.zeros_like(second)).sum(1).flatten()
+    counts = use.sum(1).flatten().to(clip.dtype)
+    level = clip.mean(1)
+    cuts = torch.quantile(level.flatten()[:: max(1, level.numel() // 16_384)], _CUTS)
+    place = torch.bucketize(level, cuts)
+    total = torch.zeros(len(_CUTS) + 1).index_add_(0, place.flatten(), squares)
+    number = torch.zeros(len(_CUTS) + 1).index_add_(0, place.flatten(), counts)
+    power = total / number.clamp(min=1.0)
+    usual = power[number > 0].median() if (number > 0).any() else torch.tensor(1.0)
+    return torch.minimum(power, 1.03 * usual).clamp(0.3, 3.0)[place][:, None]
 
 
 def has_outliers(clip: Tensor, valid: Tensor) -> bool:
