@@ -18,13 +18,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "Train a network on imagined scenes (phases, fronts, particles, textures, steps, "
         "flicker; few photons, impulses, scan lines), where the truth is known, and write the "
         "weights as safetensors. The ones that come with quietbeam were made so; the same seed "
-        "gives the same weights. About 12 minutes with one thread for 4000 steps.",
+        "gives the same weights. About 15 minutes with one thread.",
         "quietbeam pretrain quiet -o quiet-s3.safetensors",
     )
     parser.add_argument("denoiser", nargs="?", default="quiet", help="(%(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--size", default="S", help="of the network (%(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=5000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     add_json(parser)

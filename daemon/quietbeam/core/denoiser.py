@@ -83,11 +83,10 @@ class StreamingDenoiser(Protocol):
 class SelfCalibrating(Protocol):
     """A denoiser whose variances are set right after training, on the weights that are used."""
 
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]], generator: Generator) -> None:
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Scale the variances to what the residual says; changes a weight.
 
         Args:
             batches: (clip, valid), as for ``training_loss``.
-            generator: The only source of randomness.
         """
         ...

@@ -117,7 +117,7 @@ class _Trainer:
         _load(self.network, weights)
         self.network.eval()
         if isinstance(self.module, SelfCalibrating):
-            self.module.calibrate(self._batches(_CALIBRATION_BATCHES), self.generator)
+            self.module.calibrate(self._batches(_CALIBRATION_BATCHES))
         return Training(
             steps=self.steps, best_step=best_step, seconds=seconds, losses=tuple(self.losses)
         )

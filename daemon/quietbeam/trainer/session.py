@@ -81,7 +81,6 @@ class Session:
         self._stabilisers: dict[str, Stabiliser] = {}
         self._noise: NoiseModel | None = None
         self._run = ""
-        self._generator = torch.Generator().manual_seed(config.trainer.seed)
         self._frozen = False
         self._prior = bool(getattr(module, "pretrained", False))
         self._ready_made = self._resume() or self._prior
@@ -252,7 +251,7 @@ class Session:
             load_weights(self._candidate, weights)
         except EngineError:
             return weights  # the gate will say why
-        self._candidate.calibrate(batches, self._generator)
+        self._candidate.calibrate(batches)
         return weights_of(self._candidate)
 
     def _compare_classical(self, data: Memory, frames: list[GuardFrame]) -> dict[str, Scores]:

@@ -249,6 +249,9 @@ class QuietNet(nn.Module):
         """Variance of unit white noise after the chosen filters: (n, 1, h2, w2)."""
         near, base, fast, slow = (when[:, i : i + 1] for i in range(MEANS))
         k = 2 * self.reach
+        known = (memory.age > 0).to(when.dtype)  # before that the window stands in for memories
+        base = base + (1 - known) * (fast + slow)
+        fast, slow = known * fast, known * slow
         time = 2 * (near / 2 + base / k) ** 2 + (k - 2) * (base / k) ** 2
         of_fast, of_slow = memory.variances()
         time = time + fast**2 * of_fast + (slow**2 + 2 * fast * slow) * of_slow
@@ -261,7 +264,7 @@ class QuietNet(nn.Module):
         The variance is fitted to the residual of a *detached* mean: fitting
         both jointly by likelihood trains badly.  Spikes are no target.
         """
-        mean, variance = self._estimate_clip(clip, generator)
+        mean, variance = self._estimate_somehow(clip, generator)
         at = clip.shape[1] - 1 - self.kept // 2
         target, use = clip[:, at, None], valid[:, at, None].to(clip.dtype)
         before = [clip[:, at - j, None] for j in range(1, _RAW + 1)]
@@ -279,7 +282,7 @@ class QuietNet(nn.Module):
 
     def supervised_loss(self, clip: Tensor, truth: Tensor, generator: Generator) -> Tensor:
         """Loss against the truth (n, h, w) of frame -1 - lag, which only simulations know."""
-        mean, variance = self._estimate_clip(clip, generator)
+        mean, variance = self._estimate_somehow(clip, generator)
         squared = (truth[:, None] - mean) ** 2
         known = squared.detach().clamp(min=1e-5)
         # each clip counts alike, whether it is hard or easy
@@ -288,7 +291,7 @@ class QuietNet(nn.Module):
         return fit.mean() + 0.1 * doubt.mean()
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]], generator: Generator) -> None:
+    def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Scale the variances so that on the whole they are what the residual says.
 
         Training sees weights that still move; the mean of them, which is used,
@@ -297,11 +300,10 @@ class QuietNet(nn.Module):
 
         Args:
             batches: Clips and valid pixels, as for ``training_loss``.
-            generator: For the length of the history.
         """
         excess, told, pixels = 0.0, 0.0, 0.0
         for clip, valid in batches:
-            mean, variance = self._estimate_clip(clip, generator)
+            mean, variance = self._estimate_clip(clip, preview=self.preview)
             at = clip.shape[1] - 1 - self.kept // 2
             target, use = clip[:, at, None], valid[:, at, None]
             use = use & ((target - mean).abs() < SPIKE)
@@ -315,14 +317,18 @@ class QuietNet(nn.Module):
         believed = _TRUST**2 / (_TRUST**2 + doubt**2)
         self.scale += believed * math.log(ratio)
 
-    def _estimate_clip(self, clip: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Estimate frame -1 - kept / 2 of (n, t, h, w), with a history of random length.
+    def _estimate_somehow(self, clip: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Estimate with a history of random length, sometimes without later frames.
 
-        Sometimes without the frames after it: the same weights learn the preview.
+        So the same weights learn the start of a run, and the preview.
         """
         preview = self.preview or float(torch.rand(1, generator=generator)) < _PREVIEWS
         first = int(torch.randint(0, HISTORY + 1 - self.kept // 2, (1,), generator=generator))
-        clip = clip[:, first : clip.shape[1] - self.kept // 2 if preview else None]
+        return self._estimate_clip(clip[:, first:], preview=preview)
+
+    def _estimate_clip(self, clip: Tensor, *, preview: bool) -> tuple[Tensor, Tensor]:
+        """Estimate frame -1 - kept / 2 of (n, t, h, w); what is older than the window is memory."""
+        clip = clip[:, : clip.shape[1] - self.kept // 2 if preview else None]
         n, t, h, w = clip.shape
         levels = level_and_scale(clip[:, :1])
         folded = fold(calm(clip).reshape(n * t, 1, h, w))
