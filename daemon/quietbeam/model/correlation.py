@@ -121,7 +121,10 @@ class NoiseCorrelation:
         help_ = "no blind method can tell it from signal"
         if reach < len(self.time):
             more = "frame more" if reach == 1 else "frames more"
-            help_ = f"only a blind spot of {reach} {more} on each side tells it from signal"
+            help_ = (
+                f"only a blind spot of {reach} {more} on each side tells it from signal "
+                f"(denoiser quiet, blind_frames = {reach})"
+            )
         return (
             f"noise is correlated from frame to frame ({listed}): {help_}; "
             "the estimated PSNR is not to be trusted"
