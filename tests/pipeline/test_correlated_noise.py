@@ -19,6 +19,7 @@ from quietbeam.offline.choose import build
 from quietbeam.offline.denoise import _array_series
 from quietbeam.offline.figures import estimated
 from quietbeam.pipeline.denoise import RunCleaner
+from quietbeam.pipeline.finish import Counts
 from quietbeam.service.metrics import FAMILIES
 from quietbeam.service.status import noise_account
 
@@ -37,19 +38,20 @@ def video(afterglow, frames=48):
 
 
 def cleaned(frames):
-    """The live path of one run; give (its cleaner, figures of the last frame)."""
+    """The live path of one run; give (what took it back to counts, figures of the last frame)."""
     run = RunStart(run="r", shape=SHAPE, dtype=np.dtype(np.float32))
     engine = TorchEngine(build("kalman")[1], SHAPE)
     cleaner = RunCleaner(
         run, [], CalibrationConfig(frames=8), (engine, "kalman"), lambda _run, _noise: None
     )
-    figures = {}
+    figures, counts = {}, None
     for i, pixels in enumerate(frames):
         frame = Frame(run="r", index=i, time_ns=0, received_ns=0, pixels=pixels)
         for estimate, model in cleaner.push(frame):
-            _, _, figures = cleaner.counts(estimate, model)
+            counts = counts or Counts(SHAPE, cleaner.stabiliser)
+            _, _, figures = counts(estimate, model)
     cleaner.close()
-    return cleaner, figures
+    return counts, figures
 
 
 def pipeline_snapshot(figures, message):
@@ -69,11 +71,11 @@ def glowing():
 
 
 def test_afterglow_takes_the_trust_from_the_live_figure(glowing):
-    cleaner, figures = glowing
+    counts, figures = glowing
     assert figures["quality.trusted"] == 0
     assert figures["quality.correlation_time"] == pytest.approx(0.4, abs=0.1)
-    assert cleaner.notice.startswith("noise is correlated from frame to frame (r1 = 0.")
-    assert "not to be trusted" in cleaner.notice
+    assert counts.notice.startswith("noise is correlated from frame to frame (r1 = 0.")
+    assert "not to be trusted" in counts.notice
 
 
 def test_the_noise_power_is_corrected_for_afterglow(glowing):
@@ -81,24 +83,24 @@ def test_the_noise_power_is_corrected_for_afterglow(glowing):
 
 
 def test_white_noise_is_trusted_and_nothing_is_said(white):
-    cleaner, figures = white
+    counts, figures = white
     assert figures["quality.trusted"] == 1
-    assert cleaner.notice is None
+    assert counts.notice is None
     assert figures["quality.noise_sd"] == pytest.approx(5, rel=0.02)
 
 
 def test_noise_along_lines_is_told_but_does_not_mislead_frame_blind_denoisers():
     frames = video(0.0)
     frames += 4 * np.random.default_rng(1).standard_normal((len(frames), SHAPE[0], 1))
-    cleaner, figures = cleaned(frames.astype(np.float32))
+    counts, figures = cleaned(frames.astype(np.float32))
     assert figures["quality.trusted"] == 1
     assert figures["quality.correlation_line"] == pytest.approx(16 / 41, abs=0.06)
-    assert "along rows" in cleaner.notice
+    assert "along rows" in counts.notice
 
 
 def test_the_status_says_why_the_figure_is_not_trusted(glowing):
-    cleaner, figures = glowing
-    account = noise_account(pipeline_snapshot(figures, cleaner.notice))
+    counts, figures = glowing
+    account = noise_account(pipeline_snapshot(figures, counts.notice))
     assert account["trusted"] is False
     assert account["correlation"]["time"] == figures["quality.correlation_time"]
     assert "frame to frame" in account["message"]
@@ -109,8 +111,8 @@ def test_before_the_first_frame_the_status_knows_nothing_of_the_noise():
 
 
 def test_metrics_have_one_correlation_for_each_axis(glowing):
-    cleaner, figures = glowing
-    pipeline = pipeline_snapshot(figures, cleaner.notice)
+    counts, figures = glowing
+    pipeline = pipeline_snapshot(figures, counts.notice)
     status = snapshot(pipeline=pipeline, noise=noise_account(pipeline))
     read = {family.name: family.read for family in FAMILIES}
     axes = {labels[0] for labels, _ in read["noise_correlation"](status)}
@@ -122,8 +124,8 @@ def test_metrics_have_one_correlation_for_each_axis(glowing):
 
 @pytest.mark.parametrize("run", ["white", "glowing"])
 def test_the_dashboard_shows_a_figure_only_where_it_holds(run, request):
-    cleaner, figures = request.getfixturevalue(run)
-    pipeline = pipeline_snapshot(figures, cleaner.notice)
+    counts, figures = request.getfixturevalue(run)
+    pipeline = pipeline_snapshot(figures, counts.notice)
     console = Console(file=io.StringIO(), width=200)
     status = {"pipeline": pipeline, "noise": noise_account(pipeline)}
     console.print(Dashboard("demo", 10).draw(status, 1))

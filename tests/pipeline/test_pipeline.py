@@ -254,7 +254,7 @@ def test_a_promoted_network_takes_over_without_losing_or_repeating_a_frame(make,
 
     def promote_then_demote():
         time.sleep(0.6)
-        pipeline.offer(None, path, 1).result(30)
+        pipeline.offer(None, path, 1).result(90)
         time.sleep(0.8)
         pipeline.demote()
 
@@ -275,9 +275,9 @@ def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(make, tmp_pat
 
     def offer_both():
         time.sleep(0.3)
-        pipeline.offer(None, good, 1).result(30)
+        pipeline.offer(None, good, 1).result(90)
         with pytest.raises(Exception, match="gather"):
-            pipeline.offer(None, bad, 2).result(30)
+            pipeline.offer(None, bad, 2).result(90)
 
     run_to_end(pipeline, offer_both)
     assert {r.model_version for r in sink.results} == {0, 1}
@@ -298,7 +298,7 @@ def test_a_denoiser_too_slow_for_the_frame_rate_is_refused_and_says_so(make, tmp
     def offer():
         time.sleep(0.5)
         with pytest.raises(Exception, match="per frame"):
-            pipeline.offer(None, path, 1).result(30)
+            pipeline.offer(None, path, 1).result(90)
         assert "staying with kalman" in pipeline.snapshot()["message"]
 
     run_to_end(pipeline, offer)
@@ -311,7 +311,7 @@ def test_the_fallback_changes_between_two_frames_and_every_result_names_its_own(
 
     def change():
         time.sleep(0.6)
-        pipeline.use_fallback("svd").result(30)
+        pipeline.use_fallback("svd").result(90)
         assert pipeline.snapshot()["fallback"] == "svd"
 
     run_to_end(pipeline, change)
@@ -330,9 +330,9 @@ def test_the_fallback_changes_under_a_live_network_and_takes_over_from_it(make, 
 
     def change_all():
         time.sleep(0.6)
-        pipeline.offer(None, path, 1).result(30)
+        pipeline.offer(None, path, 1).result(90)
         time.sleep(0.4)
-        pipeline.use_fallback("median").result(30)
+        pipeline.use_fallback("median").result(90)
         time.sleep(0.4)
         pipeline.demote()
 
@@ -348,7 +348,7 @@ def test_the_chosen_fallback_is_used_in_the_next_run_too(make):
 
     def change():
         time.sleep(0.5)
-        pipeline.use_fallback("svd").result(30)
+        pipeline.use_fallback("svd").result(90)
 
     run_to_end(pipeline, change)
     assert {r.denoiser for r in sink.results if r.run == "b"} == {"svd"}
@@ -364,10 +364,10 @@ def test_a_fallback_that_is_too_slow_or_unknown_is_refused_with_a_reason(make):
     def change():
         time.sleep(0.5)
         with pytest.raises(Exception, match="svd needs"):
-            pipeline.use_fallback("svd").result(30)
+            pipeline.use_fallback("svd").result(90)
         assert "staying with kalman" in pipeline.snapshot()["message"]
         with pytest.raises(Exception, match="none of the classical"):
-            pipeline.use_fallback("quiet").result(30)
+            pipeline.use_fallback("quiet").result(90)
 
     run_to_end(pipeline, change)
     assert {r.denoiser for r in sink.results} == {"kalman"}

@@ -1,16 +1,14 @@
-"""Second stage, one thread: raw ring -> correct -> stabilise -> denoise -> measure -> results."""
+"""Second stage, one thread: raw ring -> correct -> stabilise -> denoise -> estimates."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from quietbeam.config import CalibrationConfig
 from quietbeam.core import records
@@ -19,14 +17,12 @@ from quietbeam.core.errors import QuietbeamError
 from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.plugin import CorrectionPlugin
-from quietbeam.core.result import Result
 from quietbeam.core.ring import RingReader
-from quietbeam.model.clean import Estimate, Preparation, to_counts
+from quietbeam.model.clean import Estimate, Preparation
 from quietbeam.model.correct import Corrections, Float, Valid
 from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
-from quietbeam.pipeline.analyse import Analyses
+from quietbeam.pipeline.finish import Estimated, Finish
 from quietbeam.pipeline.live import Model, Switch
-from quietbeam.pipeline.quality import LiveQuality
 
 STAGE = "denoise"
 
@@ -57,8 +53,6 @@ class RunCleaner:
         self._transfer = PhotonTransfer()
         self._held: list[tuple[Frame, Float, Valid]] = []  # until the noise is known
         self._prepare: Preparation | None = None
-        self._quality: LiveQuality | None = None
-        self._ever_valid = np.zeros(run.shape, np.bool_)
         self.switch = Switch(*classical)
 
     def close(self) -> None:
@@ -80,22 +74,11 @@ class RunCleaner:
         out = self._release() if self._prepare is None and self._held else []
         return out + self.switch.flush()
 
-    def counts(self, estimate: Estimate, model: Model) -> tuple[Float, Float, dict[str, float]]:
-        """Give (clean, sd, quality figures) of an estimate; NaN where never a pixel was valid."""
-        assert self._prepare is not None and self._quality is not None  # noqa: S101, PT018
-        self._ever_valid |= estimate.prepared.valid
-        unknown = max(self._quality.chi2 - 1, 0.0)
-        clean, sd = to_counts(estimate, self._prepare.stabiliser, unknown)
-        figures = self._quality.update(estimate, clean, model.denoiser, model.version)
-        never = ~self._ever_valid
-        if never.any():
-            clean[never] = sd[never] = np.nan
-        return clean, sd, figures
-
     @property
-    def notice(self) -> str | None:
-        """What an operator should know of this run's noise, in plain words; None if nothing."""
-        return None if self._quality is None else self._quality.message
+    def stabiliser(self) -> Stabiliser:
+        """Of this run; known once there is an estimate."""
+        assert self._prepare is not None  # noqa: S101
+        return self._prepare.stabiliser
 
     def _enough(self) -> bool:
         return len(self._transfer) >= self._calibration.frames
@@ -105,7 +88,6 @@ class RunCleaner:
         noise = self._known_noise() or self._transfer.fit()
         stabiliser = Stabiliser(noise)
         self._prepare = Preparation(stabiliser)
-        self._quality = LiveQuality(stabiliser)
         self._calibrated(self.run, noise)
         held, self._held = self._held, []
         out = []
@@ -127,7 +109,7 @@ class Denoise:
         reader: Of the raw ring.
         ledger: Frames in, out and given up.
         start_run: Gives a ``RunCleaner`` for a run.
-        publish: Takes the run's start and end, and every result.
+        finish: Takes the run's start and end, and every estimate.
         max_backlog: Frames that may wait before the oldest are given up.
     """
 
@@ -136,24 +118,19 @@ class Denoise:
         reader: RingReader,
         ledger: Ledger,
         start_run: Callable[[RunStart], RunCleaner],
-        analyses: Analyses,
-        publish: Callable[[RunStart | Result | RunEnd], None],
+        finish: Finish,
         max_backlog: int,
     ) -> None:
         self._reader, self._runs = reader, records.RunReader(reader)
         self._ledger, self._start_run = ledger, start_run
-        self._analyses, self._publish = analyses, publish
+        self._finish = finish
         self._max_backlog = max_backlog
         self._commands: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._log = structlog.get_logger(stage=STAGE)
         self.cleaner: RunCleaner | None = None
-        self.live: Model | None = None
-        self.latencies: deque[float] = deque(maxlen=512)
         self.message: str | None = None
-        self.last_figures: Mapping[str, float] = {}
         self.heartbeat_ns = time.monotonic_ns()
         self.observe: Callable[[float], None] = lambda _seconds: None
-        self.observe_latency: Callable[[float], None] = lambda _seconds: None
         self._lost_seen = 0
 
     def at_next_frame(self, action: Callable[[], None]) -> Future[None]:
@@ -188,6 +165,7 @@ class Denoise:
             if self.cleaner is not None:
                 self._end(RunEnd(run=self.cleaner.run.run, reason="lost"))
             self._refuse_commands()
+            self._finish.close()
 
     def _obey(self) -> None:
         while self._commands:
@@ -228,21 +206,22 @@ class Denoise:
             self._log.error("run_not_denoised", run=run.run, error=self.message)
             return
         self.message = None
-        self._analyses.start(run)
-        self._publish(run)
+        self._finish.put(run)
 
     def _end(self, end: RunEnd) -> None:
         if self.cleaner is None:
             return
         cleaner, self.cleaner = self.cleaner, None
         self._drain(cleaner)
-        self._analyses.stop()
         cleaner.close()
-        self._publish(end)
+        self._finish.put(end)
 
     def _drain(self, cleaner: RunCleaner) -> None:
-        for estimate, model in cleaner.flush():
-            self._emit(cleaner, estimate, model)
+        self._hand_on(cleaner, cleaner.flush())
+
+    def _hand_on(self, cleaner: RunCleaner, answers: list[tuple[Estimate, Model]]) -> None:
+        for estimate, model in answers:
+            self._finish.put(Estimated(estimate, model, cleaner.stabiliser))
 
     def _frame(self, frame: Frame) -> None:
         self._count_overrun()
@@ -251,8 +230,7 @@ class Denoise:
             self._ledger.dropped(STAGE, "no_run" if self.cleaner is None else "shape")
             return
         began = time.perf_counter()
-        for estimate, model in self.cleaner.push(frame):
-            self._emit(self.cleaner, estimate, model)
+        self._hand_on(self.cleaner, self.cleaner.push(frame))
         self.observe(time.perf_counter() - began)
 
     def _count_overrun(self) -> None:
@@ -261,37 +239,3 @@ class Denoise:
             self._lost_seen += lost
             self._ledger.received(STAGE, lost)
             self._ledger.dropped(STAGE, "ring_overrun", lost)
-
-    def _tell(self, notice: str | None) -> None:
-        if notice != self.message and notice is not None:
-            # The wording holds figures that go on changing: said once, then only shown.
-            log = self._log.debug if self.message else self._log.warning
-            log("noise_is_not_white", noticed=notice)
-        self.message = notice
-
-    def _emit(self, cleaner: RunCleaner, estimate: Estimate, model: Model) -> None:
-        clean, sd, figures = cleaner.counts(estimate, model)
-        self._tell(cleaner.notice)
-        metrics: dict[str, float | NDArray[Any]] = {**figures}
-        metrics |= self._analyses.measure(clean, sd)
-        frame = estimate.prepared.frame
-        latency = (time.monotonic_ns() - frame.received_ns) / 1e9
-        self._publish(
-            Result(
-                run=frame.run,
-                index=frame.index,
-                time_ns=frame.time_ns,
-                received_ns=frame.received_ns,
-                clean=clean,
-                sd=sd,
-                raw=frame.pixels,
-                metrics=metrics,
-                denoiser=model.denoiser,
-                model_version=model.version,
-                latency_s=latency,
-            )
-        )
-        self._ledger.sent(STAGE)
-        self.latencies.append(latency)
-        self.observe_latency(latency)
-        self.live, self.last_figures = model, figures

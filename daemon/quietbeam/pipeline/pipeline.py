@@ -20,7 +20,8 @@ from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader, RingWriter
 from quietbeam.model.stabilise import NoiseModel
 from quietbeam.pipeline.analyse import Analyses
-from quietbeam.pipeline.denoise import Denoise, RunCleaner
+from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
+from quietbeam.pipeline.finish import Finish
 from quietbeam.pipeline.ingest import Ingest
 from quietbeam.pipeline.networks import Networks
 from quietbeam.pipeline.publish import Publish, SinkThread
@@ -60,17 +61,18 @@ class Pipeline:
         self._ingest = Ingest(
             config.source.plugin, rings.raw, ledger, run_metadata(config, analyses)
         )
+        self._finish = Finish(STAGE, ledger, analyses, self._publish)
         self._denoise = Denoise(
             RingReader(rings.raw.path, "denoise"),
             ledger,
             self._start_run,
-            analyses,
-            self._publish,
+            self._finish,
             config.service.max_backlog_frames,
         )
         self._ingest.observe = lambda seconds: self.observe("ingest", seconds)
         self._denoise.observe = lambda seconds: self.observe("denoise", seconds)
-        self._denoise.observe_latency = lambda seconds: self.observe("end_to_end", seconds)
+        self._finish.observe = lambda seconds: self.observe("finish", seconds)
+        self._finish.observe_latency = lambda seconds: self.observe("end_to_end", seconds)
         self._builder = ThreadPoolExecutor(1, "engines")
         self._rates = _Rates(ledger)
         self._log = structlog.get_logger()
@@ -78,7 +80,12 @@ class Pipeline:
     def bodies(self) -> Mapping[str, Callable[[], None]]:
         """The threads, in order of data flow; each ends when the one before has."""
         sinks = {f"sink-{sink.label}": sink.body for sink in self._light}
-        return {"ingest": self._ingest.body, "denoise": self._denoise_body, **sinks}
+        return {
+            "ingest": self._ingest.body,
+            "denoise": self._denoise_body,
+            "finish": self._finish_body,
+            **sinks,
+        }
 
     def stop(self) -> None:
         """Ask ingest to end; the rest drains in order of flow."""
@@ -120,9 +127,9 @@ class Pipeline:
 
     def snapshot(self) -> dict[str, Any]:
         """What is going on, for people and metrics; cheap, from any thread."""
-        run, live = self._ingest.run, self._denoise.live
-        latencies = np.array(self._denoise.latencies or [np.nan])
-        figures = self._denoise.last_figures
+        run, live = self._ingest.run, self._finish.live
+        latencies = np.array(self._finish.latencies or [np.nan])
+        figures = self._finish.last_figures
         return {
             "source": self._ingest.state,
             "run": None if run is None else run.run,
@@ -139,13 +146,17 @@ class Pipeline:
             **{name.removeprefix("quality."): _number(v) for name, v in figures.items()},
             "calibration": self.calibration,
             "backlog": self._denoise.backlog,
-            "message": "; ".join(filter(None, (self._denoise.message, self.networks.message)))
-            or None,
+            "message": self._message(),
             "heartbeat_age_s": {
                 "ingest": (time.monotonic_ns() - self._ingest.heartbeat_ns) / 1e9,
                 "denoise": (time.monotonic_ns() - self._denoise.heartbeat_ns) / 1e9,
+                "finish": self._finish.heartbeat_age_s,
             },
         }
+
+    def _message(self) -> str | None:
+        said = (self._denoise.message, self._finish.message, self.networks.message)
+        return "; ".join(filter(None, said)) or None
 
     def _last_frame_age_s(self) -> float | None:
         last_ns = self._ingest.last_frame_ns
@@ -164,6 +175,11 @@ class Pipeline:
             self._denoise.body()
         finally:
             self._builder.shutdown(wait=False, cancel_futures=True)
+
+    def _finish_body(self) -> None:
+        try:
+            self._finish.body()
+        finally:
             self._publish.close()
 
     def _start_run(self, run: RunStart) -> RunCleaner:

@@ -75,7 +75,7 @@ class Telemetry:
             buckets=BUCKETS,
             registry=self.registry,
         )
-        for stage in STAGES:
+        for stage in (*STAGES, "finish"):
             self._stage.labels(stage)
         ProcessCollector(namespace="quietbeam", pid=os.getpid, registry=self.registry)
         self.registry.register(SnapshotCollector(snapshot))
