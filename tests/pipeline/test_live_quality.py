@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quietbeam import Frame
-from quietbeam.model.clean import Estimate, Preparation
+from quietbeam.model.clean import Estimate, Preparation, Prepared
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import NoiseModel, Stabiliser
 from quietbeam.pipeline.quality import SPECS, LiveQuality
@@ -161,3 +161,22 @@ def test_what_moves_is_not_taken_for_noise():
     assert abs(run.off_by_db()) < 3 * run.error_db()
     assert run.error_db() < 0.8
     assert run.figures[-1]["quality.noise_sd"] == pytest.approx(1, abs=0.004)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_a_predicted_error_that_is_wrong_throughout_is_noticed(factor):
+    rng = np.random.default_rng(3)
+    truth = still(120)
+    stabiliser = Stabiliser(NoiseModel(0.0, 1.0))
+    quality = LiveQuality(stabiliser)
+    error = 0.3
+    for i, scene in enumerate(truth):
+        pixels = np.asarray(scene + rng.standard_normal(scene.shape), np.float32)
+        blind = np.asarray(scene + error * rng.standard_normal(scene.shape), np.float32)
+        frame = Frame(run="r", index=i, time_ns=0, received_ns=0, pixels=pixels)
+        everywhere = np.ones(scene.shape, np.bool_)
+        prepared = Prepared(i, frame, pixels, everywhere, pixels)
+        zero = np.zeros_like(pixels)
+        sd = np.full_like(pixels, factor * error)
+        quality.update(Estimate(prepared, blind, zero, blind, zero, zero), blind, "toy", sd=sd)
+    assert quality.overstated == pytest.approx(factor, rel=0.12)

@@ -57,7 +57,8 @@ class Counts:
         self._ever_valid |= estimate.prepared.valid
         unknown = max(self._quality.chi2 - 1, 0.0)
         clean, sd = to_counts(estimate, self.stabiliser, unknown)
-        figures = self._quality.update(estimate, clean, model.denoiser, model.version)
+        figures = self._quality.update(estimate, clean, model.denoiser, model.version, sd=sd)
+        sd /= np.float32(self._quality.overstated)
         never = ~self._ever_valid
         if never.any():
             clean[never] = sd[never] = np.nan

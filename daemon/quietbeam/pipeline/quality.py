@@ -45,6 +45,7 @@ _DB = 10 / np.log(10)  # decibels of a relative error
 _TARGET = 0.15 / _DB  # relative s.e. of the mean squared error: more frames are not averaged
 _STEP = 1.0 / _DB  # a new version of the same network: its error may be another by this much
 _JUMP_SD = 4.0  # an innovation beyond this is a change of the scene, not chance
+_BELIEF = 0.5  # how far the logarithm of a predicted variance may be off by itself
 _DRIFT, _DRIFT_SD = 0.1, 4.5  # and so is a mean of the last ten or so beyond this
 
 
@@ -89,10 +90,31 @@ class LiveQuality:
         said = (impulses,) if self._stabiliser.noise.impulsive else ()
         return "; ".join((*said, *self.correlation.sentences())) or None
 
+    @property
+    def overstated(self) -> float:
+        """How many times larger the predicted s.d. is than the measured error; 1 if not known.
+
+        What has a large standard error itself is believed in part only.
+        """
+        scale = self._noise.scale(self.correlation)
+        if not self.trusted or scale is None or not self._risk.told > 0:
+            return 1.0
+        error, deviation = self._risk.error(scale), self._risk.deviation
+        ratio = float(np.clip(error / self._risk.told, 0.1, 10.0))
+        doubt = deviation / self._risk.told / ratio
+        believed = _BELIEF**2 / (_BELIEF**2 + doubt**2)
+        return float(ratio ** (-believed / 2))
+
     def update(
-        self, estimate: Estimate, clean: Float, denoiser: object, version: int = 0
+        self,
+        estimate: Estimate,
+        clean: Float,
+        denoiser: object,
+        version: int = 0,
+        *,
+        sd: Float | None = None,
     ) -> dict[str, float]:
-        """Take one clean frame (h, w) in counts; give the figures of ``SPECS``.
+        """Take one clean frame (h, w) in counts, and its predicted s.d.; give figures of ``SPECS``.
 
         Another ``denoiser`` (any object with equality) starts the averages
         anew; another ``version`` of the same makes the older frames count less.
@@ -102,7 +124,7 @@ class LiveQuality:
         self._look(estimate)
         model = self._stabiliser.noise.variance(clean).astype(np.float32)
         self._noise.add(prepared.position, prepared.pixels, prepared.valid, model)
-        self._measure_residual(estimate, clean, model)
+        self._measure_residual(estimate, clean, model, sd)
         if self._seen % _PEAK_EVERY == 0:
             self._measure_peak(clean[prepared.valid])
         self._seen += 1
@@ -123,7 +145,9 @@ class LiveQuality:
         if self._seen % _LOOK_EVERY == 0:
             self.correlation = self._meter.result()
 
-    def _measure_residual(self, estimate: Estimate, clean: Float, model: Float) -> None:
+    def _measure_residual(
+        self, estimate: Estimate, clean: Float, model: Float, sd: Float | None
+    ) -> None:
         prepared, valid = estimate.prepared, estimate.prepared.valid
         if not valid.any():
             return
@@ -138,6 +162,7 @@ class LiveQuality:
         fourth = float(np.mean(squares**2, dtype=np.float64))
         means = [np.mean(x, dtype=np.float64) for x in (squares, model[use])]
         means.append(np.mean((estimate.weight * model)[use], dtype=np.float64))
+        means.append(np.mean(sd[use] ** 2, dtype=np.float64) if sd is not None else np.float64(0))
         chance = 2 / 3 * fourth / squares.size * self.correlation.alike
         self._risk.add(np.array(means), scale, chance)
 
@@ -185,7 +210,8 @@ class _Risk:
     """
 
     def __init__(self) -> None:
-        self._means = np.zeros(3)  # squared residual, modelled noise, its own share in x
+        # squared residual, modelled noise, its own share in x, predicted squared error
+        self._means = np.zeros(4)
         self._variance = float("inf")
         self._mse = 0.0
         self._drift = 0.0  # mean of the newest surprises
@@ -199,6 +225,11 @@ class _Risk:
     def deviation(self) -> float:
         """Standard error of the mean squared error, counts squared."""
         return float(np.sqrt(self._variance))
+
+    @property
+    def told(self) -> float:
+        """Mean squared error as predicted, counts squared; 0 if it is not known."""
+        return float(self._means[3])
 
     def noise(self, scale: float) -> float:
         """Give the mean noise power, counts squared."""
