@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Signals:
     """Turns signals into flags while the block runs; the old handlers come back after it.
 
@@ -29,6 +32,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._loop = asyncio.get_running_loop()
+        self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload.set)
@@ -40,8 +44,9 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number, handler in self._before.items():
             self._loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # under nohup, for one, SIGHUP was ignored
 
     def _stop(self) -> None:
         (self.force if self.stop.is_set() else self.stop).set()

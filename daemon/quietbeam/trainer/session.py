@@ -224,9 +224,9 @@ class Session:
         if not frames or frames[-1].serial == done:
             return
         classical = self._compare_classical(data, frames)
+        self._round_s = time.monotonic()
         if nothing_to_judge:
             return
-        self._round_s = time.monotonic()
         weights = self._with_variances(training.mean_weights())
         offered = None if self._frozen or early else weights
         decision = self._decide(data, frames, classical, offered)
