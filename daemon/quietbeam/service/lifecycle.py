@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
