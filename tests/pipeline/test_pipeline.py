@@ -3,6 +3,7 @@
 import threading
 import time
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +34,26 @@ max_backlog_frames = 1000
 
 
 def phantom_run(run, frames, shape=(48, 64), dtype=np.uint16, start=0, mean=30.0):
+    """A run of so many frames; or, where an event is given, until 10 frames after it is set."""
     rng = np.random.default_rng(0)
     truth = mean * (1 + 0.5 * np.sin(np.arange(shape[1]) / 6))
     yield RunStart(run=run, shape=shape, dtype=np.dtype(dtype), frame_time_s=0.05)
-    for i in range(start, start + frames):
+    indices = until(frames) if isinstance(frames, threading.Event) else range(start, start + frames)
+    for i in indices:
         pixels = rng.poisson(np.broadcast_to(truth, shape)).astype(dtype)
         now = time.monotonic_ns()
         yield Frame(run=run, index=i, time_ns=i * 50_000_000, received_ns=now, pixels=pixels)
     yield RunEnd(run=run, reason="completed")
+
+
+def until(done, at_most=3000):
+    """Count until 10 after an event is set."""
+    left = 10
+    for i in range(at_most):
+        left -= done.is_set()
+        if left < 0:
+            return
+        yield i
 
 
 class Script(SourcePlugin):
@@ -91,7 +104,17 @@ class Collect(SinkPlugin):
 
     @property
     def results(self):
-        return [item for item in self._items if hasattr(item, "clean")]
+        return [item for item in list(self._items) if hasattr(item, "clean")]
+
+    def wait_for(self, **fields):
+        """Wait until a result says so."""
+        deadline = time.monotonic() + 60
+        while not any(
+            all(getattr(result, name) == value for name, value in fields.items())
+            for result in self.results
+        ):
+            assert time.monotonic() < deadline, f"no result with {fields}"
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -118,12 +141,17 @@ def make(tmp_path):
         rings.clean.unlink()
 
 
-def run_to_end(pipeline, during=None):
+def run_to_end(pipeline, during=None, done=None):
+    """Run all threads; a run that lasts until ``done`` ends once ``during`` has."""
     threads = [threading.Thread(target=b, name=n) for n, b in pipeline.bodies().items()]
     for thread in threads:
         thread.start()
-    if during is not None:
-        during()
+    try:
+        if during is not None:
+            during()
+    finally:
+        if done is not None:
+            done.set()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive(), f"{thread.name} did not end"
@@ -248,40 +276,43 @@ def save_weights(pipeline, path: Path, without=None):
 
 
 def test_a_promoted_network_takes_over_without_losing_or_repeating_a_frame(make, tmp_path):
-    sink = Collect()
-    pipeline = make(phantom_run("a", 120), [sink], pause_s=0.03)
+    sink, done = Collect(), threading.Event()
+    pipeline = make(phantom_run("a", done), [sink], pause_s=0.03)
     path = save_weights(pipeline, tmp_path / "w.safetensors")
 
     def promote_then_demote():
-        time.sleep(0.6)
+        sink.wait_for(index=5)
         pipeline.offer(None, path, 1).result(90)
-        time.sleep(0.8)
+        sink.wait_for(model_version=1)
         pipeline.demote()
 
-    run_to_end(pipeline, promote_then_demote)
-    assert [r.index for r in sink.results] == list(range(120))
+    run_to_end(pipeline, promote_then_demote, done)
+    frames = len(sink.results)
+    assert frames == pipeline.ledger.stages()["ingest"].received
+    assert [r.index for r in sink.results] == list(range(frames))
     versions = [r.model_version for r in sink.results]
     assert set(versions) == {0, 1}
     assert versions == sorted(versions[: versions.index(1)]) + [1] * versions.count(1) + [0] * (
-        120 - versions.index(1) - versions.count(1)
+        frames - versions.index(1) - versions.count(1)
     )
 
 
 def test_weights_that_do_not_fit_are_refused_and_the_old_ones_stay(make, tmp_path):
-    sink = Collect()
-    pipeline = make(phantom_run("a", 60), [sink], pause_s=0.03)
+    sink, done = Collect(), threading.Event()
+    pipeline = make(phantom_run("a", done), [sink], pause_s=0.03)
     good = save_weights(pipeline, tmp_path / "g.safetensors")
     bad = save_weights(pipeline, tmp_path / "b.safetensors", without="gather.bias")
 
     def offer_both():
-        time.sleep(0.3)
+        sink.wait_for(index=5)
         pipeline.offer(None, good, 1).result(90)
         with pytest.raises(Exception, match="gather"):
             pipeline.offer(None, bad, 2).result(90)
+        sink.wait_for(model_version=1)
 
-    run_to_end(pipeline, offer_both)
+    run_to_end(pipeline, offer_both, done)
     assert {r.model_version for r in sink.results} == {0, 1}
-    assert len(sink.results) == 60
+    assert sink.results[-1].model_version == 1
 
 
 def test_a_denoiser_too_slow_for_the_frame_rate_is_refused_and_says_so(make, tmp_path):
@@ -306,16 +337,16 @@ def test_a_denoiser_too_slow_for_the_frame_rate_is_refused_and_says_so(make, tmp
 
 
 def test_the_fallback_changes_between_two_frames_and_every_result_names_its_own(make):
-    sink = Collect()
-    pipeline = make(phantom_run("a", 60), [sink], pause_s=0.03)
+    sink, done = Collect(), threading.Event()
+    pipeline = make(phantom_run("a", done), [sink], pause_s=0.03)
 
     def change():
-        time.sleep(0.6)
+        sink.wait_for(index=9)
         pipeline.use_fallback("svd").result(90)
         assert pipeline.snapshot()["fallback"] == "svd"
 
-    run_to_end(pipeline, change)
-    assert [r.index for r in sink.results] == list(range(60))
+    run_to_end(pipeline, change, done)
+    assert [r.index for r in sink.results] == list(range(len(sink.results)))
     names = [r.denoiser for r in sink.results]
     assert names == ["kalman"] * names.count("kalman") + ["svd"] * names.count("svd")
     assert min(names.count("kalman"), names.count("svd")) > 5
@@ -324,33 +355,34 @@ def test_the_fallback_changes_between_two_frames_and_every_result_names_its_own(
 
 
 def test_the_fallback_changes_under_a_live_network_and_takes_over_from_it(make, tmp_path):
-    sink = Collect()
-    pipeline = make(phantom_run("a", 120), [sink], pause_s=0.03)
+    sink, done = Collect(), threading.Event()
+    pipeline = make(phantom_run("a", done), [sink], pause_s=0.03)
     path = save_weights(pipeline, tmp_path / "w.safetensors")
 
     def change_all():
-        time.sleep(0.6)
+        sink.wait_for(index=5)
         pipeline.offer(None, path, 1).result(90)
-        time.sleep(0.4)
+        sink.wait_for(denoiser="quiet")
         pipeline.use_fallback("median").result(90)
-        time.sleep(0.4)
         pipeline.demote()
+        sink.wait_for(denoiser="median")
 
-    run_to_end(pipeline, change_all)
-    assert [r.index for r in sink.results] == list(range(120))
+    run_to_end(pipeline, change_all, done)
+    assert [r.index for r in sink.results] == list(range(len(sink.results)))
     seen = list(dict.fromkeys((r.denoiser, r.model_version) for r in sink.results))
     assert seen == [("kalman", 0), ("quiet", 1), ("median", 0)]
 
 
 def test_the_chosen_fallback_is_used_in_the_next_run_too(make):
-    sink = Collect()
-    pipeline = make([*phantom_run("a", 30), *phantom_run("b", 8, (33, 41))], [sink], pause_s=0.03)
+    sink, done = Collect(), threading.Event()
+    runs = chain(phantom_run("a", done), phantom_run("b", 8, (33, 41)))
+    pipeline = make(runs, [sink], pause_s=0.03)
 
     def change():
-        time.sleep(0.5)
+        sink.wait_for(index=5)
         pipeline.use_fallback("svd").result(90)
 
-    run_to_end(pipeline, change)
+    run_to_end(pipeline, change, done)
     assert {r.denoiser for r in sink.results if r.run == "b"} == {"svd"}
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from helpers.streams import mse, noise, stream
 from quietbeam_plugins.denoisers._shared import (
     UNKNOWN,
     blind_windows,
@@ -20,26 +21,6 @@ from quietbeam_plugins.denoisers.kalman import Kalman
 from quietbeam_plugins.denoisers.median import Median
 from quietbeam_plugins.denoisers.n2v import N2V
 from quietbeam_plugins.denoisers.umvd import UMVD, temporal_filter
-
-
-def stream(denoiser, frames):
-    """(mean, variance) of every call for frames (t, h, w)."""
-    state = denoiser.initial_state(1, *frames.shape[1:])
-    out = []
-    with torch.no_grad():
-        for frame in np.asarray(frames, np.float32):
-            mean, variance, state = denoiser(torch.from_numpy(frame)[None, None], state)
-            out.append((mean[0, 0].numpy(), variance[0, 0].numpy()))
-    return np.array([m for m, _ in out]), np.array([v for _, v in out])
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def mse(a, b):
-    return float(np.mean((a - b) ** 2))
-
 
 # ---- kalman
 

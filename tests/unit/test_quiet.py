@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.streams import noise
+from helpers.streams import stream as numpy_stream
 from quietbeam import EngineError
 from quietbeam.testing.imagined import expose, imagine
 from quietbeam_plugins.denoisers._filters import Blurs, fold, median_3x3, unfold
@@ -20,18 +22,12 @@ from quietbeam_plugins.denoisers.quiet import (
 
 
 def normal(*shape, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+    return torch.from_numpy(noise(*shape, seed=seed))
 
 
 def stream(net, frames):
-    """Means and variances of all calls, (t, h, w) each."""
-    state = net.initial_state(1, *frames.shape[1:])
-    answers = []
-    with torch.no_grad():
-        for frame in frames:
-            mean, variance, state = net(frame[None, None], state)
-            answers.append((mean[0, 0], variance[0, 0]))
-    return tuple(torch.stack(parts) for parts in zip(*answers, strict=True))
+    """Means and variances of all calls, (t, h, w) each, as tensors."""
+    return tuple(map(torch.from_numpy, numpy_stream(net, frames)))
 
 
 class TestFilters:
@@ -213,11 +209,12 @@ class TestVariance:
             net.calibrate(batches)
         assert abs(float(net.scale.detach())) < 0.7
 
-    def test_what_few_pixels_say_is_hardly_believed(self):
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_few_pixels_say_is_hardly_believed(self, seed):
         net = Quiet(prior=False).build()
-        clip = normal(1, net.window, 16, 16)
-        net.calibrate([(clip, clip < 99)])
-        assert abs(float(net.scale.detach())) < 0.2
+        clip = normal(1, net.window, 16, 16, seed=seed)
+        net.calibrate([(clip, clip < 99)])  # they may well say a tenth or ten times
+        assert abs(float(net.scale.detach())) < 0.3
 
 
 def test_masked_pixels_are_not_trained_on():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.streams import mse, noise, stream
 from quietbeam.model.fuse import fuse
 from quietbeam.testing.cahn_hilliard import CahnHilliard
 from quietbeam_plugins.denoisers._shared import UNKNOWN
@@ -23,29 +24,10 @@ from quietbeam_plugins.denoisers.svd import (
 SIGMA = 0.2
 
 
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def stream(denoiser, frames):
-    """(mean, variance) of every call for frames (t, h, w)."""
-    state = denoiser.initial_state(1, *frames.shape[1:])
-    out = []
-    with torch.no_grad():
-        for frame in np.asarray(frames, np.float32):
-            mean, variance, state = denoiser(torch.from_numpy(frame)[None, None], state)
-            out.append((mean[0, 0].numpy(), variance[0, 0].numpy()))
-    return np.array([m for m, _ in out]), np.array([v for _, v in out])
-
-
 def put_out(denoiser, frames):
     """What the pipeline makes of it: fused with the measured frames."""
     estimates = zip(*stream(denoiser, frames), frames, strict=True)
     return np.array([fuse(mean, variance, frame)[0] for mean, variance, frame in estimates])
-
-
-def mse(a, b):
-    return float(np.mean((a - b) ** 2))
 
 
 @pytest.fixture(scope="module")

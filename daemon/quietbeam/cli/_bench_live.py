@@ -77,6 +77,8 @@ def measure_live(
     Raises:
         QuietbeamError: No model was promoted, or a process failed.
     """
+    from quietbeam.service.runtime import token_path
+
     with tempfile.TemporaryDirectory(prefix="quietbeam-bench-") as name:
         directory = Path(name)
         config, address, url = _write_config(directory, denoiser, threads)
@@ -84,7 +86,7 @@ def measure_live(
         log = directory / "daemon.log"
         with running(config, url, log), _detector(images, address, rate_hz):
             promoted_s = _wait_promoted(url)
-            token = (directory / "runtime" / "control-token").read_text().strip()
+            token = token_path(directory / "runtime").read_text().strip()
             turns = _turns(url, token, seconds, rounds)
     training, frozen = (_median(turns[kind]) for kind in ("training", "frozen"))
     return {

@@ -1,4 +1,4 @@
-"""Which denoiser's estimate goes out: the classical one always runs, a network may take over."""
+"""Which denoiser's estimate goes out: the classical one's until, and whenever, no network's."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Switch:
 
     Every frame goes out exactly once and in order, whatever is switched when:
     the network's first estimates are skipped until it has caught up with what
-    the classical one has given, and the classical ones of the network's lag
-    are kept so that it can step in without a gap.
+    the classical one has given; from then on the classical one rests.  When it
+    is needed again it is shown the recent frames, those that the network still
+    owed among them, so that it steps in without a gap.
     """
 
     def __init__(self, classical: Engine, name: str, recent_frames: int = 40) -> None:

@@ -61,12 +61,12 @@ def _rings(config: Config) -> Iterator[str]:
 
 
 def _denoisers(config: Config) -> Iterator[str]:
-    others = (("trainer] classical: [", named) for named in config.alternatives)
-    for table, named in (("denoiser", config.denoiser), ("fallback", config.fallback), *others):
+    others = (("[trainer] classical", named) for named in config.alternatives)
+    for where, named in (("[denoiser]", config.denoiser), ("[fallback]", config.fallback), *others):
         try:
             _build(named)
         except (QuietbeamError, ImportError, ValueError, RuntimeError) as error:
-            yield f"{config.path}: [{table}] {named.name} cannot be built: {error}"
+            yield f"{config.path}: {where} {named.name} cannot be built: {error}"
 
 
 def _build(named: Named[DenoiserPlugin]) -> None:

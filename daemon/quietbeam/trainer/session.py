@@ -221,15 +221,15 @@ class Session:
         early = training.steps < MIN_STEPS and not self._ready_made
         nothing_to_judge = early and not self._live_version
         done = self._compared if nothing_to_judge else self._judged
-        if not frames or frames[-1].serial == done:
+        if frames[-1].serial == done:
             return
         classical = self._compare_classical(data, frames)
         self._round_s = time.monotonic()
         if nothing_to_judge:
             return
-        weights = self._with_variances(training.mean_weights())
-        offered = None if self._frozen or early else weights
-        decision = self._decide(data, frames, classical, offered)
+        idle = self._frozen or early
+        weights = None if idle else self._with_variances(data, training.mean_weights())
+        decision = self._decide(data, frames, classical, weights)
         if decision is None:
             return
         self._judged = frames[-1].serial
@@ -238,12 +238,11 @@ class Session:
         if not self._frozen:
             self.save()
 
-    def _with_variances(self, weights: Weights) -> Weights:
+    def _with_variances(self, data: Memory, weights: Weights) -> Weights:
         """Set the variances of the mean weights, which no step of training has seen at work."""
-        assert self._data is not None  # noqa: S101
         if not isinstance(self._candidate, SelfCalibrating):
             return weights
-        drawn = (self._data.sampler.draw() for _ in range(_CALIBRATION_BATCHES))
+        drawn = (data.sampler.draw() for _ in range(_CALIBRATION_BATCHES))
         batches = [
             (torch.from_numpy(clip), torch.from_numpy(valid)) for clip, valid in filter(None, drawn)
         ]
@@ -298,9 +297,10 @@ class Session:
         decision = decide(candidate, live, classical, impulsive=self._impulsive, replay=replay)
         return None if decision is None else replace(decision, classical=best)
 
-    def _announce(self, decision: Decision, weights: Weights) -> None:
+    def _announce(self, decision: Decision, weights: Weights | None) -> None:
+        """Keep the weights of a promotion, and tell the daemon."""
         version, path, digest = self._versions.next, None, None
-        if decision.action == "promote":
+        if decision.action == "promote" and weights is not None:
             gate = {f"gate.{key}": str(value) for key, value in _numbers(decision).items()}
             try:
                 path = self._versions.promote(

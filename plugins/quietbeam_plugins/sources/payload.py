@@ -231,6 +231,8 @@ def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
         raise RefusedError("truncated", "the compressed image is empty")
     if codec == "zlib":
         return _inflate(blob, size)
+    if codec == "bslz4" and size < 8 * itemsize:
+        return _stored(blob, size)
     framed = len(blob) >= _HEADER.size and int.from_bytes(blob[:8], "big") == size
     skip = 0
     if not framed and codec == "bslz4":
@@ -246,6 +248,14 @@ def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
         detail = f"{codec}: {len(blob)} bytes do not give {size}: {error}"
         raise RefusedError("compression", detail) from None
     return memoryview(data)[skip:] if skip else data
+
+
+def _stored(blob: Bytes, size: int) -> Bytes:
+    """Bitshuffle leaves fewer than 8 items as they are, so that they may look like a header."""
+    start = _HEADER.size if len(blob) >= _HEADER.size + size else 0
+    if len(blob) < size:
+        raise RefusedError("truncated", f"bslz4: {len(blob)} bytes do not give {size}")
+    return blob[start : start + size]
 
 
 def _inflate(blob: Bytes, size: int) -> bytes:
