@@ -107,7 +107,7 @@ def to_counts(
         stabiliser: The one its frames were prepared with.
         unknown_variance: Taken where the denoiser does not know its variance.
     """
-    clean = stabiliser.inverse(estimate.z)
+    clean, sd = stabiliser.inverse_and_slope(estimate.z)
     variance = np.where(estimate.variance > 0, estimate.variance, np.float32(unknown_variance))
-    sd = np.sqrt(variance) * stabiliser.slope(estimate.z)
-    return clean, sd.astype(np.float32)
+    sd *= np.sqrt(variance)
+    return clean, sd

@@ -7,6 +7,7 @@ noise that its neighbours in space share (scan lines, scintillator blur).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -73,8 +74,11 @@ class NoiseCorrelation:
     @property
     def alike(self) -> float:
         """How many pixels share their noise: by this fewer are independent."""
-        near = np.nan_to_num(np.array([self.rows, self.columns]))
-        return float(np.prod(1 + 2 * (near**2).sum(1)))
+        along, across = (
+            1 + 2 * sum(r * r for r in near if not math.isnan(r))
+            for near in (self.rows, self.columns)
+        )
+        return along * across
 
     @property
     def share_of_finest(self) -> tuple[float, float]:

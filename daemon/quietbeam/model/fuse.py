@@ -29,11 +29,13 @@ def fuse(
     Returns:
         (estimate, its variance, weight of the measured pixel), each (h, w).
     """
-    weight = variance / (1 + variance)
+    total = 1 + variance
     difference = measured - mean
-    use = np.abs(difference) < OUTLIER_SD * np.sqrt(1 + variance)
+    use = difference**2 < np.float32(OUTLIER_SD**2) * total
     if valid is not None:
         use &= valid
-    weight = np.where(use, weight, np.float32(0))
-    estimate = np.asarray(mean + weight * np.where(use, difference, np.float32(0)), np.float32)
-    return estimate, np.where(use, weight, variance).astype(np.float32), weight
+    np.copyto(difference, 0, where=~use)
+    posterior = variance / total
+    weight = posterior * use
+    np.copyto(posterior, variance, where=~use)
+    return mean + weight * difference, posterior, weight

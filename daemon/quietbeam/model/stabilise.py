@@ -192,7 +192,6 @@ class Stabiliser:
         grid = np.linspace(z[0], z[-1], _TABLE_SIZE)
         counts = np.interp(grid, z, electrons) * noise.gain + self._pedestal
         self._counts = _Table(grid, counts)
-        self._slopes = _Table(grid, np.gradient(counts, grid))
 
     def forward(self, x: Float) -> Float:
         """Counts to stabilised units: noise of unit variance."""
@@ -204,24 +203,24 @@ class Stabiliser:
 
     def inverse(self, z: Float) -> Float:
         """Mean in stabilised units to mean counts, without bias."""
-        if self._gain <= 0:
-            return np.asarray(z * self._sigma, np.float32)
-        counts = self._counts(z)  # below zero signal straight on: sums of background stay unbiased
-        high = z > self._counts.last
-        if high.any():
-            electrons = _asymptotic(z[high].astype(np.float64), self._read)
-            counts[high] = electrons * self._gain + self._pedestal
-        return counts
+        return self.inverse_and_slope(z)[0]
 
-    def slope(self, z: Float) -> Float:
-        """Derivative of counts by stabilised unit at ``z``: carries a s.d. back to counts."""
+    def inverse_and_slope(self, z: Float) -> tuple[Float, Float]:
+        """Give mean counts, and their derivative, which carries a s.d. back to counts."""
         if self._gain <= 0:
-            return np.full_like(z, self._sigma)
-        slope = self._slopes(np.clip(z, self._slopes.first, self._slopes.last))
-        high = z > self._slopes.last
+            return np.asarray(z * self._sigma, np.float32), np.full_like(z, self._sigma)
+        high = z > self._counts.last
+        if high.all():
+            return self._bright(z)
+        # below zero signal straight on: sums of background stay unbiased
+        counts, slope = self._counts(z)
         if high.any():
-            slope[high] = z[high] / 2 * self._gain
-        return slope
+            counts[high], slope[high] = self._bright(z[high])
+        return counts, slope
+
+    def _bright(self, z: Float) -> tuple[Float, Float]:
+        gain = np.float32(self._gain)
+        return _asymptotic(z, self._read) * gain + self._pedestal, z * (gain / 2)
 
 
 class _Table:
@@ -233,10 +232,16 @@ class _Table:
         self._values = values.astype(np.float32)
         self._steps = np.append(np.diff(values), values[-1] - values[-2]).astype(np.float32)
 
-    def __call__(self, x: Float) -> Float:
+    def __call__(self, x: Float) -> tuple[Float, Float]:
+        """Give the values and their derivative."""
         place = (x - np.float32(self.first)) * self._per_unit
-        index = np.clip(place, 0, len(self._values) - 1).astype(np.int32)
-        return np.asarray(self._values[index] + (place - index) * self._steps[index], np.float32)
+        index = np.clip(place, 0, len(self._values) - 1).astype(np.intp)
+        step = self._steps.take(index)
+        place -= index
+        place *= step
+        place += self._values.take(index)
+        step *= self._per_unit
+        return place, step
 
 
 def _mean_table(read: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -253,7 +258,9 @@ def _mean_table(read: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return mean, electrons
 
 
-def _asymptotic(z: NDArray[np.float64], read: float) -> NDArray[np.float64]:
+def _asymptotic(z: Float, read: float) -> Float:
     """Closed form for many electrons (Mäkitalo & Foi 2013, eq. 10)."""
-    root = np.sqrt(1.5)
-    return z**2 / 4 + root / 4 / z - 11 / 8 / z**2 + 5 * root / 8 / z**3 - 0.125 - read
+    root = float(np.sqrt(1.5))
+    u = 1 / z
+    small = ((5 * root / 8 * u - 11 / 8) * u + root / 4) * u
+    return np.asarray(z * z / 4 + small - np.float32(0.125 + read), np.float32)

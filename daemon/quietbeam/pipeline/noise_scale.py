@@ -14,6 +14,7 @@ Float = NDArray[np.float32]
 _BAND_PX = 65_536  # looked at for motion, of each frame: a band of rows, the next one in turn
 _SECOND, _THIRD = 6.0, 20.0  # power of white noise after a temporal difference of that order
 _SURE = 3.0  # standard errors
+_ALWAYS, _PERIOD, _BURST = 256, 64, 16  # frames: after the first only a burst of each period
 # Variances of relative differences for white noise, times the number of pixels, from the
 # autocorrelations of these differences (all are binomial coefficients).
 _OF_ORDERS, _OF_SHARPNESS = 0.11, 10.7
@@ -21,6 +22,8 @@ _OF_ORDERS, _OF_SHARPNESS = 0.11, 10.7
 
 class NoiseScale:
     """Measured over modelled noise power, over the whole run.
+
+    After 256 frames it looks at 16 of each 64 only.
 
     The fitted model tells how the noise follows the signal; how large it is,
     second temporal differences tell, which cancel any even change.  What moves
@@ -33,12 +36,15 @@ class NoiseScale:
     def __init__(self) -> None:
         self._measured = self._modelled = 0.0
         self._last: deque[tuple[int, Float, NDArray[np.bool_]]] = deque(maxlen=4)
-        self._band = 0
+        self._band = self._given = 0
         self._squares = np.zeros(3)  # second, third, finest second differences
         self._pixels = 0
 
     def add(self, position: int, pixels: Float, valid: NDArray[np.bool_], model: Float) -> None:
         """Take a frame; all (h, w), ``model`` the noise variance by the fitted model."""
+        self._given += 1
+        if self._given > _ALWAYS and self._given % _PERIOD >= _BURST:
+            return
         if self._last and position != self._last[-1][0] + 1:
             self._last.clear()
         self._last.append((position, pixels, valid))
@@ -50,8 +56,8 @@ class NoiseScale:
         if not use.all():
             second, model = second[use], model[use]
         if second.size:
-            self._measured += float(np.mean(second**2, dtype=np.float64)) / _SECOND
-            self._modelled += float(np.mean(model, dtype=np.float64))
+            self._measured += float((second**2).mean()) / _SECOND
+            self._modelled += float(model.mean())
         if len(self._last) == self._last.maxlen:
             self._look_for_motion()
 

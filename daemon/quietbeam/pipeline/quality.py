@@ -122,7 +122,7 @@ class LiveQuality:
         self._follow(denoiser, version)
         prepared = estimate.prepared
         self._look(estimate)
-        model = self._stabiliser.noise.variance(clean).astype(np.float32)
+        model = np.asarray(self._stabiliser.noise.variance(clean), np.float32)
         self._noise.add(prepared.position, prepared.pixels, prepared.valid, model)
         self._measure_residual(estimate, clean, model, sd)
         if self._seen % _PEAK_EVERY == 0:
@@ -153,18 +153,16 @@ class LiveQuality:
             return
         use = ... if valid.all() else valid  # an index of what is valid
         blind = (prepared.z - estimate.blind) ** 2 / (1 + estimate.blind_variance)
-        self._chi2.append(float(np.mean(blind[use], dtype=np.float64)))
+        self._chi2.append(float(blind[use].mean()))
         scale = self._noise.scale(self.correlation)
         if scale is None:
             return
         squares = ((prepared.pixels - clean) ** 2)[use]
         # Of Gaussian noise E r^4 = 3 s^4 and the variance of r^2 is 2 s^4.
-        fourth = float(np.mean(squares**2, dtype=np.float64))
-        means = [np.mean(x, dtype=np.float64) for x in (squares, model[use])]
-        means.append(np.mean((estimate.weight * model)[use], dtype=np.float64))
-        means.append(np.mean(sd[use] ** 2, dtype=np.float64) if sd is not None else np.float64(0))
-        chance = 2 / 3 * fourth / squares.size * self.correlation.alike
-        self._risk.add(np.array(means), scale, chance)
+        chance = 2 / 3 * float((squares**2).mean()) / squares.size * self.correlation.alike
+        told = 0.0 if sd is None else (sd[use] ** 2).mean()
+        means = (squares.mean(), model[use].mean(), (estimate.weight * model)[use].mean(), told)
+        self._risk.add(np.array(means, np.float64), scale, chance)
 
     def _measure_peak(self, clean: Float) -> None:
         if clean.size:

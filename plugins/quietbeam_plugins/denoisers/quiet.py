@@ -230,7 +230,7 @@ class QuietNet(nn.Module):
             Mean (n, 4, h2, w2) and variance (n, 1, h2, w2), folded.
         """
         near = (frames[self.reach - 1] + frames[self.reach]) / 2
-        base = torch.stack(frames).mean(0)
+        base = sum(frames[1:], frames[0]) / len(frames)
         fast = torch.where(memory.age > 0, memory.fast, base)
         slow = torch.where(memory.since > 0, memory.slow, base)
         seen = torch.cat([base - levels[:, :1], near - base, fast - base, slow - base], 1)
@@ -410,8 +410,10 @@ def up(x: Tensor) -> Tensor:
 
 def weighted(images: list[Tensor], weights: Tensor) -> Tensor:
     """Sum of images (n, 4, h2, w2), each times its channel of ``weights``."""
-    products = [image * weights[:, i : i + 1] for i, image in enumerate(images)]
-    return torch.stack(products).sum(0)
+    total = images[0] * weights[:, :1]
+    for i, image in enumerate(images[1:], start=1):
+        total = total + image * weights[:, i : i + 1]
+    return total
 
 
 def at_full_resolution(mean: Tensor, variance: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
