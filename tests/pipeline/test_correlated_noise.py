@@ -16,7 +16,7 @@ from quietbeam.config import CalibrationConfig
 from quietbeam.model.torch_engine import TorchEngine
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import build
-from quietbeam.offline.denoise import _array_series
+from quietbeam.offline.denoise import array_series
 from quietbeam.offline.figures import estimated
 from quietbeam.pipeline.denoise import RunCleaner
 from quietbeam.pipeline.finish import Counts
@@ -147,7 +147,7 @@ def test_the_offline_report_gives_no_psnr_where_it_would_be_a_lie():
 
 
 def test_of_unrelated_images_correlation_in_time_is_not_asked():
-    with CalibratedSeries(_array_series(video(0.4)), images=True) as recording:
+    with CalibratedSeries(array_series(video(0.4)), images=True) as recording:
         assert not recording.correlation.in_time
         assert np.isnan(recording.correlation.time[0])
         assert estimated(recording.noise, None, recording.correlation)["trusted"]

@@ -16,7 +16,7 @@ from quietbeam.model.torch_engine import TorchEngine
 from quietbeam.offline import calibrated
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, build
-from quietbeam.offline.denoise import _array_series, blind_estimates, cleaned
+from quietbeam.offline.denoise import array_series, blind_estimates, cleaned
 from quietbeam.offline.judge import Judge, measured_counts
 from quietbeam.offline.patches import TrainingSet
 from quietbeam.offline.quality import mse, psnr
@@ -217,12 +217,12 @@ def test_no_frame_reaches_its_own_blind_estimate_not_even_at_the_ends(frames, na
     engine = TorchEngine(module, (16, 16))
 
     def estimates(video):
-        with CalibratedSeries(_array_series(video)) as recording:
+        with CalibratedSeries(array_series(video)) as recording:
             recording.noise = first.noise
             recording.stabiliser = first.stabiliser
             return [mean for _, mean, _ in blind_estimates(engine, recording)]
 
-    first = CalibratedSeries(_array_series(noisy))
+    first = CalibratedSeries(array_series(noisy))
     before = estimates(noisy)
     assert len(before) == frames
     for i in {0, 1, 2, 3, 4, frames // 2, frames - 5, frames - 3, frames - 2, frames - 1} - {-1}:
@@ -237,7 +237,7 @@ def test_the_judge_estimates_the_true_error_without_the_truth():
     rng = np.random.default_rng(5)
     truth, _ = flicker(frames=64, size=96, level=100, speed=0.05)
     noisy = rng.poisson(truth).astype(np.float32)
-    with CalibratedSeries(_array_series(noisy)) as recording:
+    with CalibratedSeries(array_series(noisy)) as recording:
         data = TrainingSet(recording, 1 << 30)
         judge = Judge(data, recording.stabiliser)
         verdict = judge(build("kalman")[1])
@@ -253,7 +253,7 @@ def test_the_judge_estimates_the_true_error_without_the_truth():
 
 def test_measured_counts_undo_the_stabilisation_exactly():
     noisy = np.random.default_rng(0).poisson(20, (20, 20, 20)).astype(np.float32)
-    with CalibratedSeries(_array_series(noisy)) as recording:
+    with CalibratedSeries(array_series(noisy)) as recording:
         prepared = recording.prepared(3)
         counts = measured_counts(prepared.z, recording.stabiliser)
     assert np.allclose(counts, noisy[3], atol=1e-3)
@@ -261,7 +261,7 @@ def test_measured_counts_undo_the_stabilisation_exactly():
 
 def test_training_keeps_the_weights_that_did_best_on_guards():
     _, noisy = flicker(sigma=10)
-    with CalibratedSeries(_array_series(noisy)) as recording:
+    with CalibratedSeries(array_series(noisy)) as recording:
         data = TrainingSet(recording, 1 << 30)
         module = PairNet()
         training = train(module, data, Recipe(steps=120))

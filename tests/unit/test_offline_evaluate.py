@@ -43,7 +43,7 @@ def test_methods_run_in_processes_of_their_own_and_beat_raw():
     )
     scores = {score.method: score for score in result.scores}
     assert [s.method for s in result.scores if s.kind not in {"filter", "peer"}] == [
-        "raw", BEST_CAUSAL, BEST, "kalman", "quiet",
+        "raw", BEST_CAUSAL, BEST, "kalman", "quiet", "quiet at lag 0",
     ]  # fmt: skip
     assert scores["raw"].psnr < scores["kalman"].psnr < scores[BEST_CAUSAL].psnr
     assert scores[BEST_CAUSAL].psnr <= scores[BEST].psnr
@@ -58,7 +58,10 @@ def test_methods_run_in_processes_of_their_own_and_beat_raw():
     assert not scores["kalman"].flagged
     assert shares[-1] == pytest.approx(1)
     (example,) = result.examples
-    assert [title for title, _ in example.images] == ["truth", "noisy", BEST, "kalman", "quiet"]
+    assert scores["quiet at lag 0"].psnr > scores["raw"].psnr + 5
+    assert scores["quiet at lag 0"].psnr != scores["quiet"].psnr
+    shown = ["truth", "noisy", BEST, "kalman", "quiet", "quiet at lag 0"]
+    assert [title for title, _ in example.images] == shown
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from quietbeam.core.errors import DataError
 from quietbeam.offline.calibrated import CalibratedSeries, spatial_noise
-from quietbeam.offline.denoise import _array_series
+from quietbeam.offline.denoise import array_series
 from quietbeam.offline.patches import (
     TrainingSet,
     clip_indices,
@@ -25,7 +25,7 @@ def series(shape=(40, 48, 56), seed=0, sigma=2.0):
 
 
 def calibrated(array, **options):
-    return CalibratedSeries(_array_series(array), **options)
+    return CalibratedSeries(array_series(array), **options)
 
 
 @given(

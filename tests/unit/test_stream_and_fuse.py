@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from quietbeam.model.clean import overstated
 from quietbeam.model.correct import fill_invalid
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stream import Streamer
@@ -75,3 +76,19 @@ def test_holes_are_filled_from_valid_neighbours_only():
     pixels[4:6, 4:6], valid[4:6, 4:6] = 1e9, False
     np.testing.assert_allclose(fill_invalid(pixels, valid), 5.0, rtol=1e-5)
     assert np.isfinite(fill_invalid(pixels, np.zeros_like(valid))).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_a_predicted_deviation_is_taken_at_the_measured_error(factor):
+    assert overstated(2.0, 1e-6, 2.0 * factor**2) == pytest.approx(factor, rel=1e-4)
+
+
+def test_an_error_that_is_hardly_known_hardly_changes_a_predicted_deviation():
+    assert overstated(2.0, 20.0, 8.0) == pytest.approx(1, abs=0.01)
+    assert overstated(-1.0, 5.0, 8.0) < 2
+
+
+@pytest.mark.parametrize("told", [0.0, float("nan")])
+def test_without_a_prediction_there_is_nothing_to_overstate(told):
+    assert overstated(2.0, 0.1, told) == 1
+    assert overstated(float("nan"), 0.1, 8.0) == 1

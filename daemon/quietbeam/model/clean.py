@@ -97,6 +97,28 @@ class EngineStream:
         return Estimate(prepared, mean, variance, z, posterior, weight)
 
 
+_BELIEF = 0.5  # how far the logarithm of a predicted variance may be off by itself
+
+
+def overstated(error: float, deviation: float, told: float) -> float:
+    """Give how many times larger a predicted s.d. is than the error that was measured.
+
+    Args:
+        error: Mean squared error, measured without the truth; may be below 0 by chance.
+        deviation: Its standard error: what is large is believed in part only.
+        told: Mean squared error as predicted; 0 if it was not.
+
+    Returns:
+        1 where nothing is known.
+    """
+    if not (told > 0 and np.isfinite([error, deviation]).all()):
+        return 1.0
+    ratio = min(max(error / told, 0.1), 10.0)
+    doubt = deviation / told / ratio
+    believed = _BELIEF**2 / (_BELIEF**2 + doubt**2)
+    return float(ratio ** (-believed / 2))
+
+
 def to_counts(
     estimate: Estimate, stabiliser: Stabiliser, unknown_variance: float = 0.0
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

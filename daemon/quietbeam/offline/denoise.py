@@ -22,6 +22,7 @@ from quietbeam.model.fuse import fuse
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
 from quietbeam.offline.figures import Figures, Sample
+from quietbeam.offline.judge import Verdict
 from quietbeam.offline.series import Series
 from quietbeam.offline.train import Recipe
 
@@ -134,23 +135,35 @@ def denoise(
         DataError: The array is no image series, or too small.
         ConfigError: There is no such denoiser.
     """
-    series = _array_series(array)
+    series = array_series(array)
     recipe = recipe or Recipe(minutes=minutes, steps=steps, seed=seed)
     began = time.monotonic()
     with CalibratedSeries(series, corrections, mask, images=images) as recording:
         choice = choose(recording, denoiser, recipe, fallback, progress)
-        clean = np.empty(series.shape, np.float32)
-        sd = np.empty(series.shape, np.float32)
-        sample = Sample(recording)
-        for frame in cleaned(recording, choice, progress):
-            clean[frame.index], sd[frame.index] = frame.clean, frame.sd
-            sample.add(frame.estimate, frame.clean)
-        figures = sample.figures(choice.verdict)
+        clean, sd, figures = clean_all(recording, choice, progress)
     asked = denoiser if isinstance(denoiser, str) else type(denoiser).__name__.lower()
     return Denoised(clean, sd, make_report(recording, choice, figures, asked, recipe, began))
 
 
-def _array_series(array: NDArray[Any]) -> Series:
+def clean_all(
+    recording: CalibratedSeries, choice: Choice, progress: Progress
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Figures]:
+    """Clean every frame in memory: (clean, sd), (t, h, w) each, and figures of quality."""
+    shape = (len(recording), *recording.shape)
+    clean, sd = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    sample = Sample(recording)
+    for frame in cleaned(recording, choice, progress):
+        clean[frame.index], sd[frame.index] = frame.clean, frame.sd
+        sample.add(frame.estimate, frame.clean)
+    return clean, sd, sample.figures(choice.verdict)
+
+
+def array_series(array: NDArray[Any]) -> Series:
+    """Give a video or one image in memory as a series.
+
+    Raises:
+        DataError: It is neither, or not of numbers.
+    """
     values = np.asarray(array)
     if values.ndim == 4 or (values.ndim == 3 and values.shape[-1] in {3, 4}):
         raise DataError(
@@ -186,17 +199,25 @@ def cleaned(
 
     Only a few frames are in memory at a time.
     """
+    overstated = _overstated(recording, choice.verdict)
     for estimate in _estimates(recording, choice):
         if choice.module is None:
             clean = np.where(estimate.prepared.valid, estimate.prepared.pixels, np.float32(np.nan))
             sd = np.sqrt(recording.noise.variance(clean)).astype(np.float32)
         else:
             clean, sd = to_counts(estimate, recording.stabiliser, choice.unknown_variance)
+            sd /= np.float32(overstated)
         never = ~recording.ever_valid
         clean[never] = sd[never] = np.nan
         index = estimate.prepared.position
         progress(f"cleaning with {choice.name}", (index + 1) / len(recording))
         yield CleanFrame(index, clean, sd, estimate)
+
+
+def _overstated(recording: CalibratedSeries, verdict: Verdict | None) -> float:
+    """How many times larger the predicted s.d. is than measured, where that can be measured."""
+    trusted = not (recording.noise.impulsive or recording.correlation.in_time)
+    return verdict.overstated if trusted and verdict is not None else 1.0
 
 
 def _estimates(recording: CalibratedSeries, choice: Choice) -> Iterator[Estimate]:

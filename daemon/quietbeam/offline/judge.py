@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.model.clean import overstated
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.offline.calibrated import spatial_noise
@@ -41,6 +42,7 @@ class Verdict:
         noise: Variance of the measured data, counts squared.
         low: Half a percent of the cleaned pixels are below this, counts.
         high: Half a percent are above this, counts.
+        told: What ``mse`` should be by the predicted s.d., counts squared; 0 if not predicted.
     """
 
     risk: NDArray[np.float64]
@@ -50,6 +52,18 @@ class Verdict:
     noise: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    told: NDArray[np.float64]
+
+    @property
+    def overstated(self) -> float:
+        """How many times larger the predicted s.d. is than the measured error; 1 if not known."""
+        known = np.isfinite(self.mse) & (self.told > 0)
+        if known.sum() < 2:
+            return 1.0
+        mse, told = self.mse[known], self.told[known]
+        spread = mse - told * (mse.mean() / told.mean())
+        deviation = float(spread.std(ddof=1) / np.sqrt(spread.size))
+        return overstated(float(mse.mean()), deviation, float(told.mean()))
 
     @property
     def peak(self) -> float:
@@ -107,17 +121,18 @@ class Judge:
             mean, variance = _blind(denoiser, clips, past)
             for n, place in enumerate(places):
                 rows.append(self._row(place, clips[n, past], valid[n, past], mean[n], variance[n]))
-        return Verdict(*np.array(rows, np.float64).reshape(-1, 7).T)
+        return Verdict(*np.array(rows, np.float64).reshape(-1, 8).T)
 
     def _row(
         self, place: Place, y: Float, ok: NDArray[np.bool_], mean: Float, variance: Float
     ) -> tuple[float, ...]:
-        z, _, weight = fuse(mean, variance, y, ok)
+        z, posterior, weight = fuse(mean, variance, y, ok)
         judged = self._data.learnable(place, self._side, 0, 0, guards=True)
         use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & self._inner(y.shape)
         if not use.any():
-            return (np.nan,) * 7
-        counts, clean = measured_counts(y, self._stabiliser), self._stabiliser.inverse(z)
+            return (np.nan,) * 8
+        counts = measured_counts(y, self._stabiliser)
+        clean, slope = self._stabiliser.inverse_and_slope(z)
         noise = self._noise(place, use, clean)
         local = self._stabiliser.noise.variance(clean)
         local *= noise / max(float(local[use].mean()), 1e-30)
@@ -138,6 +153,7 @@ class Judge:
             in_counts - noise + shared,
             noise,
             *map(float, np.percentile(clean[use], (0.5, 99.5))),
+            float((posterior * slope**2)[use].mean(dtype=np.float64)),
         )
 
     def _inner(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:

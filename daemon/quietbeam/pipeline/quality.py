@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.core.result import MetricSpec
-from quietbeam.model.clean import Estimate
+from quietbeam.model.clean import Estimate, overstated
 from quietbeam.model.correlation import NoiseCorrelation
 from quietbeam.model.correlation_meter import CorrelationMeter
 from quietbeam.model.stabilise import Stabiliser
@@ -45,7 +45,6 @@ _DB = 10 / np.log(10)  # decibels of a relative error
 _TARGET = 0.15 / _DB  # relative s.e. of the mean squared error: more frames are not averaged
 _STEP = 0.5 / _DB  # a new version of the same network: its error may be another by this much
 _JUMP_SD = 4.0  # an innovation beyond this is a change of the scene, not chance
-_BELIEF = 0.5  # how far the logarithm of a predicted variance may be off by itself
 _DRIFT, _DRIFT_SD = 0.1, 4.5  # and so is a mean of the last ten or so beyond this
 
 
@@ -92,18 +91,11 @@ class LiveQuality:
 
     @property
     def overstated(self) -> float:
-        """How many times larger the predicted s.d. is than the measured error; 1 if not known.
-
-        What has a large standard error itself is believed in part only.
-        """
+        """How many times larger the predicted s.d. is than the measured error; 1 if not known."""
         scale = self._noise.scale(self.correlation)
-        if not self.trusted or scale is None or not self._risk.told > 0:
+        if not self.trusted or scale is None:
             return 1.0
-        error, deviation = self._risk.error(scale), self._risk.deviation
-        ratio = float(np.clip(error / self._risk.told, 0.1, 10.0))
-        doubt = deviation / self._risk.told / ratio
-        believed = _BELIEF**2 / (_BELIEF**2 + doubt**2)
-        return float(ratio ** (-believed / 2))
+        return overstated(self._risk.error(scale), self._risk.deviation, self._risk.told)
 
     def update(
         self,

@@ -6,8 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from quietbeam.model.correct import fill_invalid
 from quietbeam.offline.baselines import BASELINES, SINGLE_IMAGE, Baseline, Tuned, tune
 from quietbeam.offline.evaluation.peers import PEERS, for_single_images
-from quietbeam.offline.evaluation.work import BEST, BEST_CAUSAL, Estimate, Kind, Order
+from quietbeam.offline.evaluation.work import AT_ONCE, BEST, BEST_CAUSAL, Estimate, Kind, Order
+
+if TYPE_CHECKING:
+    from quietbeam.offline.calibrated import CalibratedSeries
+    from quietbeam.offline.choose import Choice
 
 _ENDLESS = 1_000_000  # steps of which a few are timed before any is judged
 _TIMED = 6
@@ -23,41 +27,66 @@ _ALL_JUDGED = 12  # steps of the shortest training that has every validation a l
 
 
 def denoise_with(order: Order) -> list[Estimate]:
-    """Train one denoiser on one noisy video as ``quietbeam.denoise`` does; the truth is unknown."""
+    """Train one denoiser on one noisy video as ``quietbeam.denoise`` does; the truth is unknown.
+
+    What has a preview gives a second estimate with it, from the same weights.
+    """
     import torch
 
-    from quietbeam.offline.denoise import denoise
+    from quietbeam.offline.calibrated import CalibratedSeries
+    from quietbeam.offline.choose import choose
+    from quietbeam.offline.denoise import array_series
+    from quietbeam.offline.train import Recipe
 
     torch.set_num_threads(1)
     name, clock = order.names[0], _Clock()
-    result = denoise(
-        np.load(order.noisy),
-        name,
-        steps=max(1, order.steps),
-        seed=order.seed,
-        images=order.images,
-        fallback=(),
-        progress=clock,
+    recipe = Recipe(steps=max(1, order.steps), seed=order.seed)
+    with CalibratedSeries(array_series(np.load(order.noisy)), images=order.images) as recording:
+        choice = choose(recording, name, recipe, (), clock)
+        found = [_cleaned(order, recording, choice, name, clock)]
+        if (early := _previewing(choice, name)) is not None:
+            found.append(_cleaned(order, recording, early, f"{name}{AT_ONCE}", clock))
+    return found
+
+
+def _cleaned(
+    order: Order, recording: CalibratedSeries, choice: Choice, method: str, clock: _Clock
+) -> Estimate:
+    from quietbeam.offline.denoise import clean_all
+
+    clock.begin_cleaning()
+    results = clean_all(recording, choice, clock)
+    clean, sd = f"{order.output}-{method}.npy", f"{order.output}-{method}-sd.npy"
+    for path, values in zip((clean, sd), results, strict=False):
+        np.save(path, values)
+    figures, steps = results[2], choice.training.steps if choice.training else 0
+    used = "" if choice.name == order.names[0] else f" ({choice.name} was used)"
+    return Estimate(
+        method=method,
+        kind="denoiser",
+        clean=clean,
+        sd=sd,
+        estimated_psnr=figures.psnr_clean_db,
+        peak=figures.peak,
+        trusted=figures.trusted,
+        train_cpu_s=clock.training_s,
+        frame_cpu_ms=clock.frame_ms,
+        detail=(f"{steps} steps" if steps else "") + used,
     )
-    clean, sd = f"{order.output}.npy", f"{order.output}-sd.npy"
-    np.save(clean, result.clean)
-    np.save(sd, result.sd)
-    figures, steps = result.report.figures, result.report.training_steps
-    used = "" if result.report.used == name else f" ({result.report.used} was used)"
-    return [
-        Estimate(
-            method=name,
-            kind="denoiser",
-            clean=clean,
-            sd=sd,
-            estimated_psnr=figures.psnr_clean_db,
-            peak=figures.peak,
-            trusted=figures.trusted,
-            train_cpu_s=clock.training_s,
-            frame_cpu_ms=clock.frame_ms,
-            detail=(f"{steps} steps" if steps else "") + used,
-        )
-    ]
+
+
+def _previewing(choice: Choice, name: str) -> Choice | None:
+    """Give the same weights in a module of lag 0, where the denoiser has one."""
+    from quietbeam.core.plugin import DenoiserPlugin
+    from quietbeam.model.torch_engine import load_weights, weights_of
+    from quietbeam.registry import find
+
+    plugin = find("denoisers", name, DenoiserPlugin)
+    if choice.module is None or choice.name != name or "preview" not in plugin.model_fields:
+        return None
+    module = plugin.model_validate({"preview": True}).build()
+    load_weights(module, weights_of(choice.module))
+    return replace(choice, module=module, verdict=None)
 
 
 class _Clock:
@@ -68,6 +97,10 @@ class _Clock:
         self.training_s = 0.0
         self.steps: list[float] = []
         self._frames: list[float] = []
+
+    def begin_cleaning(self) -> None:
+        """Another one is timed from here."""
+        self._frames.clear()
 
     def __call__(self, what: str, _share: float) -> None:
         now = time.process_time()

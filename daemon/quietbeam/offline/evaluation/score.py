@@ -20,6 +20,7 @@ from quietbeam.offline.evaluation.against_truth import (
 )
 from quietbeam.offline.evaluation.peers import PEERS, missing_peers
 from quietbeam.offline.evaluation.work import (
+    AT_ONCE,
     BEST,
     BEST_CAUSAL,
     Estimate,
@@ -160,7 +161,8 @@ def evaluate(
 def method_order(methods: Iterable[str]) -> list[str]:
     """Give the names of all that is scored, in the order of the tables."""
     tuned = [f"tuned {name}" for name in (*BASELINES, *PEERS)]
-    return ["raw", *tuned, BEST_CAUSAL, BEST, *methods]
+    networks = [name + when for name in methods for when in ("", AT_ONCE)]
+    return ["raw", *tuned, BEST_CAUSAL, BEST, *networks]
 
 
 def usable_peers(*, wanted: bool) -> tuple[list[str], list[str]]:

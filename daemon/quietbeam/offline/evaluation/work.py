@@ -31,6 +31,8 @@ Progress = Callable[[str, float], None]
 
 BEST_CAUSAL, BEST = "best causal filter", "best filter"
 """Titles of the best classical filters tuned with the truth; the second may see the whole video."""
+AT_ONCE = " at lag 0"
+"""Ends the name of a network whose weights give each frame at once, from earlier ones only."""
 
 _OVERHEAD = 50.0  # steps that starting and cleaning are worth
 _TUNING = {"filters": 30.0, "peers": 60.0}
