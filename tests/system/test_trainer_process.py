@@ -23,9 +23,9 @@ from quietbeam import DenoiserPlugin
 from quietbeam.core import records, ring
 from quietbeam.core.events import Frame, RunStart
 from quietbeam.model import checkpoint
+from quietbeam.model.torch_engine import load_weights
 from quietbeam.registry import find
 from quietbeam.testing.phantoms import Phantom
-from quietbeam.trainer.loop import load_weights
 
 GAIN, OFFSET = 0.0, 9.0
 NOISE_SD = 3.0

@@ -9,6 +9,7 @@ import torch
 from helpers.trainer_toys import ToyNet
 from quietbeam.config import TrainerConfig
 from quietbeam.core.errors import EngineError
+from quietbeam.model.torch_engine import load_weights
 from quietbeam.trainer.loop import (
     DECAY_STEPS,
     FLOOR,
@@ -17,7 +18,6 @@ from quietbeam.trainer.loop import (
     Training,
     ema_decay,
     learning_rate,
-    load_weights,
 )
 
 

@@ -60,6 +60,18 @@ def check_weights(given: Weights, expected: Weights) -> None:
             raise EngineError(f"weight {name} is not finite; training has diverged")
 
 
+def load_weights(module: StreamingDenoiser, weights: Weights) -> None:
+    """Copy ``weights`` into ``module``, in place.
+
+    Raises:
+        EngineError: They do not fit, or are not finite; nothing is changed.
+    """
+    check_weights(weights, weights_of(module))
+    with torch.no_grad():
+        for name, tensor in as_module(module).state_dict().items():
+            tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
+
+
 class TorchEngine:
     """Runs one denoiser at one image shape; every other engine must agree with it.
 

@@ -13,7 +13,7 @@ from torch import nn
 from quietbeam.config import TrainerConfig
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.engine import Weights
-from quietbeam.model.torch_engine import as_module, check_weights, weights_of
+from quietbeam.model.torch_engine import as_module, check_weights, load_weights, weights_of
 
 log = structlog.get_logger()
 
@@ -122,15 +122,3 @@ class Training:
         if self._bad_in_a_row >= MAX_BAD_STEPS:
             log.warning("training_restored", after_bad_steps=self._bad_in_a_row, steps=self.steps)
             self._begin(self.mean_weights())
-
-
-def load_weights(module: StreamingDenoiser, weights: Weights) -> None:
-    """Copy ``weights`` into ``module``, in place.
-
-    Raises:
-        EngineError: They do not fit, or are not finite; nothing is changed.
-    """
-    check_weights(weights, weights_of(module))
-    with torch.no_grad():
-        for name, tensor in as_module(module).state_dict().items():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))

@@ -25,11 +25,11 @@ from quietbeam.core.events import RunStart
 from quietbeam.model import checkpoint
 from quietbeam.model.export import export
 from quietbeam.model.stabilise import NoiseModel, Stabiliser
-from quietbeam.model.torch_engine import weights_of
+from quietbeam.model.torch_engine import load_weights, weights_of
 from quietbeam.trainer.gate import Decision, Rules, best_classical, choose_fallback, decide
 from quietbeam.trainer.guard import GuardFrame
 from quietbeam.trainer.intake import Intake, stored_dtype
-from quietbeam.trainer.loop import Training, load_weights
+from quietbeam.trainer.loop import Training
 from quietbeam.trainer.memory import Memory
 from quietbeam.trainer.scores import Scores
 from quietbeam.trainer.versions import Saved, Versions
