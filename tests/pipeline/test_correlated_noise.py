@@ -48,7 +48,7 @@ def cleaned(frames):
     for i, pixels in enumerate(frames):
         frame = Frame(run="r", index=i, time_ns=0, received_ns=0, pixels=pixels)
         for estimate, model in cleaner.push(frame):
-            counts = counts or Counts(SHAPE, cleaner.stabiliser)
+            counts = counts or Counts(SHAPE, cleaner.stabilisers[0])
             _, _, figures = counts(estimate, model)
     cleaner.close()
     return counts, figures

@@ -10,7 +10,7 @@ from quietbeam.model.stabilise import NoiseModel, Stabiliser
 from quietbeam.trainer.history import History, guard_tiles, is_guard, tile_mask
 from quietbeam.trainer.sampler import Sampler, target_position
 
-COUNTS = Stabiliser(NoiseModel(0.0, 1.0))  # z = counts
+COUNTS = (Stabiliser(NoiseModel(0.0, 1.0)),)  # z = counts
 
 
 def history(shape=(64, 64), window=3, target=1, mib=8, **options):

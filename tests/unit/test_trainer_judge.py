@@ -14,7 +14,7 @@ from quietbeam.trainer.history import Recent as RecentFrames
 from quietbeam.trainer.history import View, guard_tiles, is_guard
 from quietbeam.trainer.judge import Judge, estimates
 
-UNIT = {"r": Stabiliser(NoiseModel(0.0, 1.0))}
+UNIT = {"r": (Stabiliser(NoiseModel(0.0, 1.0)),)}
 
 
 def guard_set(shape=(64, 64), window=3, after=1):

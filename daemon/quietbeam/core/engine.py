@@ -1,4 +1,8 @@
-"""How a denoiser is executed: one engine, one image shape, one stream of frames."""
+"""How a denoiser is executed: one engine, one frame shape, one stream of frames.
+
+Of frames (c, h, w) each channel is a stream of its own: it has its own state
+and its estimate depends on that channel alone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,10 @@ class Engine(Protocol):
     def __call__(
         self, frame: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w)."""
+        """Take frame i, give mean and variance of frame i - lag.
+
+        All three are (h, w), or all (c, h, w).
+        """
         ...
 
     def stage(self, weights: Weights) -> None:

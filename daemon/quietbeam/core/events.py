@@ -7,7 +7,7 @@ may stand anywhere: it is a message that was refused, and why.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,20 +38,23 @@ class RunStart:
 
     Attributes:
         run: Name of the run, unique in time for one source.
-        shape: (h, w) in pixels.
+        shape: (h, w) in pixels; (c, h, w) for frames of several channels.
+        channels: Name of each channel, in order; empty where there is one.
         dtype: Of the counts.
         frame_time_s: Time from one frame to the next, or None if not told.
         exposure_s: Time the shutter was open, or None if not told.
         frames_expected: As announced; often wrong, never waited for.
-        mask: (h, w) bool, True where a pixel is bad for the whole run, or None.
+        mask: bool, True where a pixel is bad for the whole run: (h, w) for all
+            channels, or of ``shape``; or None.
         nodata: Count that means "no data" in this dtype, or None.
         saturation: Count from which on a pixel is saturated, or None.
         metadata: Anything else worth keeping; must survive JSON.
     """
 
     run: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    channels: tuple[str, ...] = ()
     frame_time_s: float | None = None
     exposure_s: float | None = None
     frames_expected: int | None = None
@@ -63,6 +66,22 @@ class RunStart:
     saturation: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    def planes(self) -> tuple[RunStart, ...]:
+        """Give each channel as a run of its own: (h, w), its name in ``metadata["channel"]``."""
+        if not self.channels:
+            return (self,)
+        mask = self.mask
+        return tuple(
+            replace(
+                self,
+                shape=self.shape[1:],
+                channels=(),
+                mask=mask[number] if mask is not None and mask.ndim == 3 else mask,
+                metadata={**self.metadata, "channel": name},
+            )
+            for number, name in enumerate(self.channels)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
@@ -73,8 +92,9 @@ class Frame:
         index: Number given by the detector; gaps are lost frames.
         time_ns: Detector clock in nanoseconds; its epoch is the detector's.
         received_ns: Our monotonic clock (``time.monotonic_ns``) at arrival.
-        pixels: (h, w), C order, native byte order, detector counts.  May be a
-            view of a buffer that is reused: copy it to keep it.
+        pixels: (h, w), or (c, h, w) with several channels, C order, native byte
+            order, detector counts.  May be a view of a buffer that is reused:
+            copy it to keep it.
     """
 
     run: str

@@ -32,6 +32,8 @@ def put(ring: RingWriter, item: RunStart | Frame | RunEnd | Result) -> None:
             meta: dict[str, Any] = {name: getattr(item, name) for name in _START_FIELDS}
             meta |= {"shape": list(item.shape), "dtype": item.dtype.str}
             meta["metadata"] = dict(item.metadata)
+            if item.channels:
+                meta["channels"] = list(item.channels)
             ring.write(Kind.START, meta, *(() if item.mask is None else (item.mask,)))
         case Frame():
             ring.write(Kind.FRAME, _frame_meta(item), item.pixels)
@@ -67,10 +69,10 @@ def run_start(record: Record) -> RunStart:
     """Read a START record."""
     meta = dict(record.meta)
     mask: NDArray[np.bool_] | None = record.arrays[0] if record.arrays else None
-    shape: tuple[int, int] = (meta["shape"][0], meta["shape"][1])
     fields = {name: meta[name] for name in _START_FIELDS}
     return RunStart(
-        shape=shape,
+        shape=tuple(meta["shape"]),
+        channels=tuple(meta.get("channels", ())),
         dtype=np.dtype(meta["dtype"]),
         mask=mask,
         metadata=meta["metadata"],

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quietbeam.core.engine import Engine
 from quietbeam.core.events import Frame
+from quietbeam.core.planes import planes, stacked
 from quietbeam.model.correct import Float, Valid, fill_invalid
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import Stabiliser
@@ -21,14 +22,14 @@ from quietbeam.model.stream import Streamer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A frame as the models see it.
+    """A frame as the models see it; arrays are (h, w), or (c, h, w) with several channels.
 
     Attributes:
         position: Number of the frame within what was prepared of this run, from 0.
         frame: As it came.
-        pixels: (h, w) corrected counts.
-        valid: (h, w).
-        z: (h, w) stabilised units, holes filled.
+        pixels: Corrected counts.
+        valid: Where they mean something.
+        z: Stabilised units, holes filled.
     """
 
     position: int
@@ -37,10 +38,17 @@ class Prepared:
     valid: Valid
     z: Float
 
+    def planes(self) -> list[Prepared]:
+        """Give each channel, arrays (h, w); views."""
+        if self.z.ndim == 2:
+            return [self]
+        images = zip(self.pixels, self.valid, self.z, strict=True)
+        return [Prepared(self.position, self.frame, *plane) for plane in images]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """What one engine says of one frame, in stabilised units, each (h, w).
+    """What one engine says of one frame, in stabilised units; shapes are those of the frame.
 
     Attributes:
         prepared: The frame it is about.
@@ -58,18 +66,29 @@ class Estimate:
     variance: Float
     weight: Float
 
+    def planes(self) -> list[Estimate]:
+        """Give the estimate of each channel, arrays (h, w); views."""
+        if self.z.ndim == 2:
+            return [self]
+        images = (self.blind, self.blind_variance, self.z, self.variance, self.weight)
+        return [
+            Estimate(prepared, *plane)
+            for prepared, *plane in zip(self.prepared.planes(), *images, strict=True)
+        ]
+
 
 class Preparation:
-    """Makes ``Prepared`` frames of one run from corrected ones."""
+    """Makes ``Prepared`` frames of one run from corrected ones; a stabiliser for each channel."""
 
-    def __init__(self, stabiliser: Stabiliser) -> None:
-        self.stabiliser = stabiliser
+    def __init__(self, *stabilisers: Stabiliser) -> None:
+        self.stabilisers = stabilisers
         self._position = 0
 
     def stabilise(self, frame: Frame, pixels: Float, valid: Valid) -> Prepared:
-        """Fill the holes and stabilise: ``pixels`` and ``valid`` are (h, w)."""
-        filled = fill_invalid(pixels, valid)
-        prepared = Prepared(self._position, frame, pixels, valid, self.stabiliser.forward(filled))
+        """Fill the holes and stabilise; ``pixels`` and ``valid`` have the shape of the frame."""
+        filled = planes(fill_invalid(pixels, valid))
+        z = stacked([s.forward(plane) for s, plane in zip(self.stabilisers, filled, strict=True)])
+        prepared = Prepared(self._position, frame, pixels, valid, z)
         self._position += 1
         return prepared
 

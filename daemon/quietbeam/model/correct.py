@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from quietbeam.core.events import RunStart
+from quietbeam.core.planes import planes, stacked
 from quietbeam.core.plugin import CorrectionPlugin
 
 Float = NDArray[np.float32]
@@ -22,13 +23,13 @@ class Corrections:
     """All corrections of one run, in the order of the configuration.
 
     First, always: pixels of the run's mask, NODATA, saturated and non-finite
-    pixels are marked invalid.  Then each plugin.  A context manager.
+    pixels are marked invalid.  Then each plugin, which sees every channel as a
+    run of its own.  A context manager.
     """
 
     def __init__(self, run: RunStart, plugins: Sequence[CorrectionPlugin]) -> None:
-        self._run = run
         self._stack = ExitStack()
-        self._steps = [self._stack.enter_context(plugin.open(run)) for plugin in plugins]
+        self._planes = [_PlaneCorrections(one, plugins, self._stack) for one in run.planes()]
 
     def __enter__(self) -> Corrections:
         return self
@@ -42,7 +43,23 @@ class Corrections:
         self._stack.close()
 
     def __call__(self, pixels: NDArray[Any]) -> tuple[Float, Valid]:
-        """Give (corrected (h, w) float32, valid (h, w)); ``pixels`` is left as it is."""
+        """Give (corrected float32, valid), shaped as ``pixels``, which is left as it is."""
+        parts = [
+            correct(plane) for correct, plane in zip(self._planes, planes(pixels), strict=True)
+        ]
+        return stacked([part[0] for part in parts]), stacked([part[1] for part in parts])
+
+
+class _PlaneCorrections:
+    """The corrections of one channel."""
+
+    def __init__(
+        self, run: RunStart, plugins: Sequence[CorrectionPlugin], stack: ExitStack
+    ) -> None:
+        self._run = run
+        self._steps = [stack.enter_context(plugin.open(run)) for plugin in plugins]
+
+    def __call__(self, pixels: NDArray[Any]) -> tuple[Float, Valid]:
         valid = self._valid(pixels)
         corrected = pixels.astype(np.float32)
         corrected[~valid] = 0
@@ -70,16 +87,18 @@ def fill_invalid(pixels: Float, valid: Valid, size: int = 9) -> Float:
     """Replace invalid pixels by the mean of valid neighbours, so that a model sees no holes.
 
     Args:
-        pixels: (h, w).
-        valid: (h, w).
+        pixels: (h, w) or (c, h, w).
+        valid: Of the same shape.
         size: Side of the neighbourhood in pixels; where it holds no valid
             pixel, the mean of all valid ones is taken (0 if there are none).
 
     Returns:
-        (h, w) float32, finite; ``pixels`` itself where nothing is invalid.
+        Float32 of the same shape, finite; ``pixels`` itself where nothing is invalid.
     """
     if valid.all():
         return pixels
+    if pixels.ndim == 3:
+        return np.stack([fill_invalid(*plane, size) for plane in zip(pixels, valid, strict=True)])
     if not valid.any():
         return np.zeros_like(pixels)
     weight = uniform_filter(valid.astype(np.float32), size, mode="nearest")

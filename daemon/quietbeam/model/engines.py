@@ -15,7 +15,7 @@ from quietbeam.core.errors import ConfigError
 
 def build_engine(
     module: StreamingDenoiser,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     config: EngineConfig,
     *,
     onnx: Path | None = None,
@@ -24,7 +24,7 @@ def build_engine(
 
     Args:
         module: The denoiser; it is copied or exported, never changed.
-        shape: (h, w) in pixels, each at least 16.
+        shape: (h, w) in pixels, each at least 16; (c, h, w) with several channels.
         config: The table ``[engine]``.
         onnx: What ``export.export`` gave for this module earlier; None exports
             it now, or finds it in the user's cache.

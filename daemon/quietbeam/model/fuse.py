@@ -20,14 +20,16 @@ def fuse(
     pixel.  ``v = 0`` means "not known": nothing is fused.  Outliers and
     invalid pixels keep the prediction.
 
+    All arrays have one shape.
+
     Args:
-        mean: (h, w) blind estimate, stabilised units.
-        variance: (h, w) its variance about the truth.
-        measured: (h, w) stabilised units.
-        valid: (h, w), False where ``measured`` means nothing.
+        mean: Blind estimate, stabilised units.
+        variance: Its variance about the truth.
+        measured: Stabilised units.
+        valid: False where ``measured`` means nothing.
 
     Returns:
-        (estimate, its variance, weight of the measured pixel), each (h, w).
+        (estimate, its variance, weight of the measured pixel).
     """
     total = 1 + variance
     difference = measured - mean

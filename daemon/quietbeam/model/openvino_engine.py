@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.engine import Weights
 from quietbeam.core.errors import ConfigError, EngineError
+from quietbeam.core.planes import planes, stacked
 from quietbeam.model import export
 from quietbeam.model.torch_engine import check_weights, weights_of
 
@@ -63,11 +65,12 @@ class _Arena:
 
 
 class OpenVinoEngine:
-    """Runs one denoiser at one image shape.
+    """Runs one denoiser at one frame shape.
 
     One compiled model, two arenas of weights with one infer request each.
     The state is never copied: what the graph writes is what it reads next,
-    and what a denoiser only keeps is passed on as it is.
+    and what a denoiser only keeps is passed on as it is.  Channels go through
+    the same graph one after the other, each with a state of its own.
 
     bf16 has eight bits: a level of 300 would be rounded to 2, twice the noise.
     So in bf16 the graph sees frames less the median of the first frame of a
@@ -78,19 +81,19 @@ class OpenVinoEngine:
     def __init__(
         self,
         denoiser: StreamingDenoiser,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         *,
         cache: Path,
         onnx: Path | None = None,
         precision: Precision = "f32",
         threads: int = 1,
     ) -> None:
-        """Compile ``denoiser`` for frames of ``shape`` (h, w).
+        """Compile ``denoiser`` for frames of ``shape``.
 
         Args:
             denoiser: Gives the architecture, the shape of the state, and the
                 first weights.
-            shape: (h, w) in pixels.
+            shape: (h, w) in pixels; (c, h, w) with several channels.
             cache: Where exported graphs are kept.
             onnx: A graph exported earlier; None exports it.
             precision: Of the arithmetic inside; frames and state stay float32.
@@ -103,13 +106,14 @@ class OpenVinoEngine:
         self.blind = denoiser.blind
         self.precision = precision
         self._shape = shape
-        path = onnx or export.export_any(denoiser, cache, shape)
-        first = denoiser.initial_state(1, *shape)
+        h, w = shape[-2:]
+        path = onnx or export.export_any(denoiser, cache, (h, w))
+        first = denoiser.initial_state(1, h, w)
         self._first = [tensor.numpy().copy() for tensor in first]
         shapes = {f"{export.STATE}{i}": tensor.shape for i, tensor in enumerate(self._first)}
         try:
             self._handed_on = export.handed_on(path)
-            compiled = _compile(path, {export.FRAME: (1, 1, *shape), **shapes}, precision, threads)
+            compiled = _compile(path, {export.FRAME: (1, 1, h, w), **shapes}, precision, threads)
             weights = weights_of(denoiser)
             self._live, self._idle = _Arena(compiled, weights), _Arena(compiled, weights)
         except RuntimeError as error:
@@ -117,35 +121,43 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO cannot compile {path} at {shape}: {reason}") from error
         self._swap = threading.Lock()
         self._spare: dict[tuple[int, ...], list[ov.Tensor]] = {}
-        self._results = [self._take((1, 1, *shape)) for _ in range(2)]
+        self._results = [self._take((1, 1, h, w)) for _ in range(2)]
         for arena in (self._live, self._idle):
             for name, tensor in zip(export.RESULTS, self._results, strict=True):
                 arena.request.set_tensor(name, tensor)
-        self._frame = self._take((1, 1, *shape))
-        self._state: list[ov.Tensor] = []
+        self._frame = self._take((1, 1, h, w))
+        self._states: list[list[ov.Tensor]] = [[] for _ in range(math.prod(shape[:-2]))]
         self.reset()
 
     def reset(self) -> None:
         """Forget all frames."""
-        self._level: float | None = None
-        held, self._state = self._state, []
-        for tensor in held:
-            self._release(tensor)
-        self._state = [self._take(first.shape) for first in self._first]
-        for tensor, first in zip(self._state, self._first, strict=True):
-            np.copyto(tensor.data, first)
+        self._levels: list[float | None] = [None] * len(self._states)
+        for channel, held in enumerate(self._states):
+            fresh = [self._take(first.shape) for first in self._first]
+            for tensor, first in zip(fresh, self._first, strict=True):
+                np.copyto(tensor.data, first)
+            self._states[channel] = fresh
+            for tensor in held:
+                self._release(tensor, channel)
 
     def __call__(
         self, frame: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w) float32."""
+        """Take frame i, give mean and variance of frame i - lag, float32, of the same shape."""
         if frame.shape != self._shape:
             raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
-        if self.precision == "bf16" and self._level is None:
-            self._level = float(np.median(frame))
-        level = np.float32(self._level or 0.0)
-        np.subtract(frame, level, out=self._frame.data[0, 0])
-        before = {f"{export.STATE}{i}": tensor for i, tensor in enumerate(self._state)}
+        answers = [self._infer(channel, plane) for channel, plane in enumerate(planes(frame))]
+        means, variances = zip(*answers, strict=True)
+        return stacked(means), stacked(variances)
+
+    def _infer(
+        self, channel: int, plane: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self.precision == "bf16" and self._levels[channel] is None:
+            self._levels[channel] = float(np.median(plane))
+        level = np.float32(self._levels[channel] or 0.0)
+        np.subtract(plane, level, out=self._frame.data[0, 0])
+        before = {f"{export.STATE}{i}": tensor for i, tensor in enumerate(self._states[channel])}
         before[export.FRAME] = self._frame
         after = [
             before[self._handed_on[i]] if i in self._handed_on else self._take(first.shape)
@@ -161,10 +173,10 @@ class OpenVinoEngine:
             request.infer()
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a frame of {self._shape}: {error}") from error
-        self._state = after
+        self._states[channel] = after
         for tensor in before.values():
-            self._release(tensor)
-        self._frame = self._take((1, 1, *self._shape))
+            self._release(tensor, channel)
+        self._frame = self._take((1, 1, *self._shape[-2:]))
         mean, variance = (result.data[0, 0] for result in self._results)
         return mean + level, variance.copy()
 
@@ -173,9 +185,9 @@ class OpenVinoEngine:
         spare = self._spare.setdefault(tuple(shape), [])
         return spare.pop() if spare else ov.Tensor(ov.Type.f32, ov.Shape(list(shape)))
 
-    def _release(self, tensor: ov.Tensor) -> None:
-        """Take a tensor back, unless the state holds it."""
-        if any(tensor is held for held in self._state):
+    def _release(self, tensor: ov.Tensor, channel: int) -> None:
+        """Take a tensor back, unless the channel's state holds it."""
+        if any(tensor is held for held in self._states[channel]):
             return
         spare = self._spare[tuple(tensor.shape)]
         if not any(tensor is free for free in spare):

@@ -9,6 +9,7 @@ inverse maps the *mean* of the transformed data back to the mean of the counts
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -221,6 +222,10 @@ class Stabiliser:
     def _bright(self, z: Float) -> tuple[Float, Float]:
         gain = np.float32(self._gain)
         return _asymptotic(z, self._read) * gain + self._pedestal, z * (gain / 2)
+
+
+Stabilisers = Mapping[str, Sequence[Stabiliser]]
+"""By run: one for each channel."""
 
 
 class _Table:

@@ -27,7 +27,7 @@ class Streamer:
         engine.reset()
 
     def push(self, frame: Float) -> list[Estimate]:
-        """Take the next frame (h, w); give the estimates now ready, oldest first."""
+        """Take the next frame, (h, w) or (c, h, w); give the estimates now ready, oldest first."""
         lag = self.engine.lag
         self._recent = [*self._recent, frame][-(lag + 1) :]
         if self._primed:

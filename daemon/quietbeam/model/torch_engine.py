@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 
 import numpy as np
@@ -79,19 +80,20 @@ class TorchEngine:
     """
 
     def __init__(
-        self, denoiser: StreamingDenoiser, shape: tuple[int, int], *, threads: int = 1
+        self, denoiser: StreamingDenoiser, shape: tuple[int, ...], *, threads: int = 1
     ) -> None:
-        """Prepare to run ``denoiser`` on frames of ``shape`` (h, w).
+        """Prepare to run ``denoiser`` on frames of ``shape``.
 
         Args:
             denoiser: Copied; training the original later changes nothing here.
-            shape: (h, w) in pixels.
+            shape: (h, w) in pixels; (c, h, w) with several channels.
             threads: For torch, which knows one number per process.
         """
         torch.set_num_threads(threads)
         self.lag = denoiser.lag
         self.blind = denoiser.blind
         self._shape = shape
+        self._planes = (math.prod(shape[:-2]), 1, *shape[-2:])  # (n, 1, h, w)
         self._live, self._idle = copy.deepcopy(denoiser), copy.deepcopy(denoiser)
         for module in (self._live, self._idle):
             as_module(module).to("cpu", torch.float32).eval().requires_grad_(requires_grad=False)
@@ -101,19 +103,21 @@ class TorchEngine:
 
     def reset(self) -> None:
         """Forget all frames."""
-        self._state = self._live.initial_state(1, *self._shape)
+        n, _, h, w = self._planes
+        self._state = self._live.initial_state(n, h, w)
 
     def __call__(
         self, frame: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Take frame i (h, w), give mean and variance of frame i - lag, each (h, w) float32."""
+        """Take frame i, give mean and variance of frame i - lag, float32, of the same shape."""
         if frame.shape != self._shape:
             raise EngineError(f"got a frame of shape {frame.shape}, expected {self._shape}")
         # A new tensor each time: the denoiser may keep it in its state.
-        pixels = torch.tensor(np.asarray(frame, np.float32))[None, None]
+        pixels = torch.tensor(np.asarray(frame, np.float32)).reshape(self._planes)
         with torch.inference_mode():
             mean, variance, self._state = self._live.forward(pixels, self._state)
-        return mean[0, 0].numpy().copy(), variance[0, 0].numpy().copy()
+        shape = self._shape
+        return mean.reshape(shape).numpy().copy(), variance.reshape(shape).numpy().copy()
 
     def stage(self, weights: Weights) -> None:
         """Copy ``weights`` beside the live ones; raises EngineError where they do not fit."""

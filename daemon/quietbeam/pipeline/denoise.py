@@ -16,6 +16,7 @@ from quietbeam.core.engine import Engine
 from quietbeam.core.errors import QuietbeamError
 from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
+from quietbeam.core.planes import planes
 from quietbeam.core.plugin import CorrectionPlugin
 from quietbeam.core.ring import RingReader
 from quietbeam.model.clean import Estimate, Preparation
@@ -35,7 +36,7 @@ class RunCleaner:
         corrections: Settings of the corrections.
         calibration: Known noise, or how long to look.
         classical: The fallback's engine at this shape, and its name.
-        calibrated: Told the noise model once it is known.
+        calibrated: Told the noise model of every channel once they are known.
     """
 
     def __init__(
@@ -44,13 +45,13 @@ class RunCleaner:
         corrections: Sequence[CorrectionPlugin],
         calibration: CalibrationConfig,
         classical: tuple[Engine, str],
-        calibrated: Callable[[RunStart, NoiseModel], None],
+        calibrated: Callable[[RunStart, tuple[NoiseModel, ...]], None],
     ) -> None:
         self.run = run
         self._corrections = Corrections(run, corrections)
         self._calibration = calibration
         self._calibrated = calibrated
-        self._transfer = PhotonTransfer()
+        self._transfers = [PhotonTransfer() for _ in run.planes()]
         self._held: list[tuple[Frame, Float, Valid]] = []  # until the noise is known
         self._prepare: Preparation | None = None
         self.switch = Switch(*classical)
@@ -64,7 +65,10 @@ class RunCleaner:
         pixels, valid = self._corrections(frame.pixels)
         if self._prepare is None:
             self._held.append((frame, pixels, valid))
-            self._transfer.add(pixels, valid)
+            for transfer, *plane in zip(
+                self._transfers, planes(pixels), planes(valid), strict=True
+            ):
+                transfer.add(*plane)
             known = self._calibration.gain is not None
             return self._release() if known or self._enough() else []
         return self.switch.push(self._prepare.stabilise(frame, pixels, valid))
@@ -75,19 +79,19 @@ class RunCleaner:
         return out + self.switch.flush()
 
     @property
-    def stabiliser(self) -> Stabiliser:
-        """Of this run; known once there is an estimate."""
+    def stabilisers(self) -> tuple[Stabiliser, ...]:
+        """One for each channel of this run; known once there is an estimate."""
         assert self._prepare is not None  # noqa: S101
-        return self._prepare.stabiliser
+        return self._prepare.stabilisers
 
     def _enough(self) -> bool:
-        return len(self._transfer) >= self._calibration.frames
+        return len(self._transfers[0]) >= self._calibration.frames
 
     def _release(self) -> list[tuple[Estimate, Model]]:
         """The noise is known: prepare what was held back."""
-        noise = self._known_noise() or self._transfer.fit()
-        stabiliser = Stabiliser(noise)
-        self._prepare = Preparation(stabiliser)
+        known = self._known_noise()
+        noise = tuple(known or transfer.fit() for transfer in self._transfers)
+        self._prepare = Preparation(*map(Stabiliser, noise))
         self._calibrated(self.run, noise)
         held, self._held = self._held, []
         out = []
@@ -221,7 +225,7 @@ class Denoise:
 
     def _hand_on(self, cleaner: RunCleaner, answers: list[tuple[Estimate, Model]]) -> None:
         for estimate, model in answers:
-            self._finish.put(Estimated(estimate, model, cleaner.stabiliser))
+            self._finish.put(Estimated(estimate, model, cleaner.stabilisers))
 
     def _frame(self, frame: Frame) -> None:
         self._count_overrun()

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from quietbeam.core.channel import Channel
 from quietbeam.core.events import RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
+from quietbeam.core.planes import stacked
 from quietbeam.core.result import Result
 from quietbeam.model.clean import Estimate, to_counts
 from quietbeam.model.correct import Float
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.pipeline.analyse import Analyses
+from quietbeam.pipeline.channels import joined_figures, joined_notices
 from quietbeam.pipeline.live import Model
 from quietbeam.pipeline.quality import LiveQuality
 
@@ -32,22 +34,22 @@ CAPACITY = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimated:
-    """One estimate, what made it, and the way back to counts."""
+    """One estimate, what made it, and the way back to counts of every channel."""
 
     estimate: Estimate
     model: Model
-    stabiliser: Stabiliser
+    stabilisers: tuple[Stabiliser, ...]
 
 
 class Counts:
-    """Takes the estimates of one run, or of what follows a reset, back to counts.
+    """Takes the estimates of one channel, of a run or of what follows a reset, back to counts.
 
     Args:
         shape: (h, w).
         stabiliser: The one its frames were prepared with.
     """
 
-    def __init__(self, shape: tuple[int, int], stabiliser: Stabiliser) -> None:
+    def __init__(self, shape: tuple[int, ...], stabiliser: Stabiliser) -> None:
         self.stabiliser = stabiliser
         self._quality = LiveQuality(stabiliser)
         self._ever_valid = np.zeros(shape, np.bool_)
@@ -91,7 +93,8 @@ class Finish:
         self._analyses, self._publish = analyses, publish
         self._channel: Channel[RunStart | Estimated | RunEnd] = Channel(CAPACITY, "wait")
         self._run: RunStart | None = None
-        self._counts: Counts | None = None
+        self._stabilisers: tuple[Stabiliser, ...] = ()
+        self._counts: list[Counts] = []
         self._log = structlog.get_logger(stage="finish")
         self.live: Model | None = None
         self.latencies: deque[float] = deque(maxlen=512)
@@ -127,7 +130,7 @@ class Finish:
     def _take(self, item: RunStart | Estimated | RunEnd) -> None:
         match item:
             case RunStart():
-                self._run, self._counts, self.message = item, None, None
+                self._run, self._stabilisers, self.message = item, (), None
                 self._analyses.start(item)
                 self._publish(item)
             case RunEnd():
@@ -166,12 +169,16 @@ class Finish:
         self.live, self.last_figures = item.model, figures
 
     def _back_to_counts(self, item: Estimated) -> tuple[Float, Float, dict[str, float]]:
-        """A new stabiliser means that all figures begin anew."""
-        if self._counts is None or self._counts.stabiliser is not item.stabiliser:
-            self._counts = Counts(item.estimate.z.shape, item.stabiliser)
-        answer = self._counts(item.estimate, item.model)
-        self._tell(self._counts.notice)
-        return answer
+        """New stabilisers mean that all figures begin anew."""
+        if self._stabilisers is not item.stabilisers:
+            self._stabilisers = item.stabilisers
+            self._counts = [Counts(item.estimate.z.shape[-2:], s) for s in item.stabilisers]
+        estimates = item.estimate.planes()
+        answers = [c(e, item.model) for c, e in zip(self._counts, estimates, strict=True)]
+        clean, sd, figures = zip(*answers, strict=True)
+        channels = () if self._run is None else self._run.channels
+        self._tell(joined_notices([counts.notice for counts in self._counts], channels))
+        return stacked(clean), stacked(sd), joined_figures(figures, channels)
 
     def _tell(self, notice: str | None) -> None:
         if notice != self.message and notice is not None:

@@ -28,7 +28,7 @@ class Ingest:
         source: Opened here, and opened again when it fails.
         ring: The raw ring; closed when nothing more will come.
         ledger: Frames in and out, messages rejected by reason.
-        metadata: Put into every ``RunStart`` under "quietbeam".
+        describe: Gives what is put into a ``RunStart`` under "quietbeam".
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Ingest:
         source: SourcePlugin,
         ring: RingWriter,
         ledger: Ledger,
-        metadata: Mapping[str, Any],
+        describe: Callable[[RunStart], Mapping[str, Any]],
     ) -> None:
         self._source, self._ring, self._ledger = source, ring, ledger
-        self._metadata = dict(metadata)
+        self._describe = describe
         self._stop = threading.Event()
         self._log = structlog.get_logger(stage=STAGE)
         self._run: RunStart | None = None
@@ -107,7 +107,7 @@ class Ingest:
 
     def _start(self, run: RunStart) -> None:
         self._close_run("lost")
-        metadata = {**run.metadata, "quietbeam": self._metadata}
+        metadata = {**run.metadata, "quietbeam": dict(self._describe(run))}
         self._run = dataclasses.replace(run, metadata=metadata)
         self._indices, self.run_frames = set(), 0
         records.put(self._ring, self._run)

@@ -17,7 +17,7 @@ from quietbeam.model import checkpoint as checkpoints
 from quietbeam.model.engines import build_engine
 from quietbeam.pipeline.live import Model
 
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 
 _PROBE_FRAMES = 10
 _BUDGET = 0.9  # share of the frame time that a network may take

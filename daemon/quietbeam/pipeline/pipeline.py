@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader, RingWriter
 from quietbeam.model.stabilise import NoiseModel
 from quietbeam.pipeline.analyse import Analyses
+from quietbeam.pipeline.channels import calibration_account, each_channel, specs_for
 from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
 from quietbeam.pipeline.finish import Finish
 from quietbeam.pipeline.ingest import Ingest
@@ -59,7 +60,10 @@ class Pipeline:
         ]
         self._publish = Publish(rings.clean, self._light, ledger)
         self._ingest = Ingest(
-            config.source.plugin, rings.raw, ledger, run_metadata(config, analyses)
+            config.source.plugin,
+            rings.raw,
+            ledger,
+            lambda run: run_metadata(config, analyses, run.channels),
         )
         self._finish = Finish(STAGE, ledger, analyses, self._publish)
         self._denoise = Denoise(
@@ -130,6 +134,7 @@ class Pipeline:
         run, live = self._ingest.run, self._finish.live
         latencies = np.array(self._finish.latencies or [np.nan])
         figures = self._finish.last_figures
+        channels = () if run is None else run.channels
         return {
             "source": self._ingest.state,
             "run": None if run is None else run.run,
@@ -137,13 +142,18 @@ class Pipeline:
             "received_bytes": self._ingest.received_bytes,
             "last_frame_age_s": self._last_frame_age_s(),
             "shape": None if run is None else list(run.shape),
+            "channels": each_channel(figures, channels),
             **self._rates.now(),
             "latency_p50_s": _number(np.percentile(latencies, 50)),
             "latency_p99_s": _number(np.percentile(latencies, 99)),
             "denoiser": None if live is None else live.denoiser,
             "model_version": 0 if live is None else live.version,
             "fallback": self.fallback,
-            **{name.removeprefix("quality."): _number(v) for name, v in figures.items()},
+            **{
+                name.removeprefix("quality."): _number(figures[name])
+                for name in SPECS
+                if name in figures
+            },
             "calibration": self.calibration,
             "backlog": self._denoise.backlog,
             "message": self._message(),
@@ -232,10 +242,10 @@ class Pipeline:
         if self._denoise.cleaner is not None:
             self._denoise.cleaner.switch.demote()
 
-    def _on_calibrated(self, run: RunStart, noise: NoiseModel) -> None:
-        self.calibration = {"run": run.run, **asdict(noise)}
+    def _on_calibrated(self, run: RunStart, noise: tuple[NoiseModel, ...]) -> None:
+        self.calibration = {"run": run.run, **calibration_account(noise, run.channels)}
         self._log.info("calibrated", **self.calibration)
-        if noise.impulsive:
+        if self.calibration["impulsive"]:
             self._log.warning("noise_is_impulsive", consequence="quality figures are not trusted")
         if self.on_calibration is not None:
             self.on_calibration(self.calibration)
@@ -264,9 +274,11 @@ class _Rates:
         return self._rates
 
 
-def run_metadata(config: Config, analyses: Analyses) -> dict[str, Any]:
+def run_metadata(
+    config: Config, analyses: Analyses, channels: Sequence[str] = ()
+) -> dict[str, Any]:
     """What is written into every run's start: enough to make the recording explain itself."""
-    specs = SPECS | analyses.specs()
+    specs = SPECS | specs_for(SPECS, channels) | analyses.specs(channels)
     return {
         "version": __version__,
         "name": config.name,

@@ -351,11 +351,24 @@ def _faults(
             )
         elif _worse_on_guard_tiles(reference, candidate, noise, rules):
             faults.append(f"worse than {name} on the tiles never trained on")
+        elif channels := _worse_channels(reference, candidate, noise, rules):
+            faults.append(f"worse than {name} in channels {channels}")
     if not faults:
         faults = residual_faults(residual(candidate, noise), residual(classical, noise), rules)
     if not faults and replay is not None and (older := replay()) is not None:
         faults = _replay_faults(*older, noise, rules)
     return faults
+
+
+def _worse_channels(reference: Scores, candidate: Scores, noise: Noise, rules: Rules) -> list[int]:
+    """Numbers of the channels, from 0, that pay for what the others gain."""
+    worse = []
+    for channel in np.unique(candidate.channel):
+        keep = candidate.channel == channel
+        gain = paired_gain(reference.where(keep), candidate.where(keep), noise)
+        if gain.falls_below(rules.sigmas):
+            worse.append(int(channel))
+    return worse
 
 
 def _worse_on_guard_tiles(reference: Scores, candidate: Scores, noise: Noise, rules: Rules) -> bool:

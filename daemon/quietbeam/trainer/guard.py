@@ -1,6 +1,6 @@
 """Guard frames with what is needed to judge a denoiser on them, and only that.
 
-Of each guard frame a few crops are kept, with the frames before it that a
+Of each channel of a guard frame a few crops are kept, with the frames before it that a
 denoiser needs to get going and those after it that it waits for.  The newest
 make up the *recent* set; what falls out of it goes to a reservoir over the
 whole run, the *older* set, which a candidate must not do worse on.
@@ -9,6 +9,7 @@ whole run, the *older* set, which a candidate must not do worse on.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ BEFORE = 32
 """Frames before the guard frame, where there are so many: memories need them."""
 MIN_BEFORE = 14
 CROPS = 1
-"""Per guard frame; other frames give other places."""
+"""Per guard frame and channel; other frames give other places."""
 MAX_FRAMES = 12
 
 
@@ -52,10 +53,10 @@ class GuardFrame:
 
 
 class GuardSet:
-    """Recent and older guard frames of one image shape.
+    """Recent and older guard frames of one frame shape.
 
     Args:
-        shape: (h, w) of the image.
+        shape: (h, w) of the frames; (c, h, w) with several channels.
         window: Frames before a guard frame without which it is not kept (at most 14).
         after: Frames after it that are kept: the largest lag of all denoisers.
         budget_bytes: Bounds how many are kept, not below four of each sort.
@@ -63,12 +64,13 @@ class GuardSet:
     """
 
     def __init__(
-        self, shape: tuple[int, int], *, window: int, after: int, budget_bytes: int, seed: int = 0
+        self, shape: tuple[int, ...], *, window: int, after: int, budget_bytes: int, seed: int = 0
     ) -> None:
         self._least, self._after = min(window, MIN_BEFORE), after
         self._generator = np.random.default_rng([seed, 3])
-        self._places = guard_tiles(shape) or _all_tiles(shape)
-        area = min(CROP_PX, shape[0]) * min(CROP_PX, shape[1])
+        h, w = shape[-2:]
+        self._places = guard_tiles((h, w)) or _all_tiles((h, w))
+        area = math.prod(shape[:-2]) * min(CROP_PX, h) * min(CROP_PX, w)
         frame_bytes = CROPS * area * (BEFORE + 1 + after) * 5  # float32 and a mask at most
         count = max(4, min(MAX_FRAMES, budget_bytes // (2 * frame_bytes)))
         self.recent: deque[GuardFrame] = deque()
@@ -91,8 +93,12 @@ class GuardSet:
             self._retire(self.recent.popleft())
         frames = before + 1 + self._after
         places = self._in_view(recent.view)
-        chosen = self._generator.permutation(len(places))[:CROPS]
-        crops = tuple(self._crop(recent, places[n], frames, before) for n in chosen)
+        order = self._generator.permutation(len(places))
+        wanted = range(CROPS * recent.channels)  # each channel at other places, if there are
+        crops = tuple(
+            self._crop(recent, places[order[n % len(order)]], frames, before, n // CROPS)
+            for n in wanted
+        )
         self.recent.append(GuardFrame(next(self._serials), crops[0].clip.run, crops))
         return True
 
@@ -109,12 +115,14 @@ class GuardSet:
         ]
         return inside or [(view.top, view.left)]
 
-    def _crop(self, recent: Recent, place: tuple[int, int], frames: int, before: int) -> Crop:
+    def _crop(
+        self, recent: Recent, place: tuple[int, int], frames: int, before: int, channel: int
+    ) -> Crop:
         scored = _within(recent.view, place, SCORED_PX)
         margin = (CROP_PX - SCORED_PX) // 2
         corner = (scored.top - margin, scored.left - margin)
         part = _within(recent.view, corner, CROP_PX)
-        return Crop(recent.clip(recent.count - 1, frames, part), scored, before)
+        return Crop(recent.clip(recent.count - 1, frames, part, channel), scored, before)
 
 
 def _within(view: View, corner: tuple[int, int], side: int) -> View:

@@ -21,6 +21,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from quietbeam.core.planes import planes
+
 GUARD_PERIOD = 16
 GUARD_FRACTION = 0.06
 TILE_PX = 32
@@ -77,11 +79,11 @@ class View:
 
 
 def choose_view(
-    shape: tuple[int, int], itemsize: int, budget_bytes: int, generator: np.random.Generator
+    shape: tuple[int, int], pixel_bytes: int, budget_bytes: int, generator: np.random.Generator
 ) -> View:
     """The whole image if 64 frames of it fit the budget; else a random part that does."""
     h, w = shape
-    share = budget_bytes / (_MIN_FRAMES * h * w * itemsize)
+    share = budget_bytes / (_MIN_FRAMES * h * w * pixel_bytes)
     if share >= 1:
         return View(0, 0, h, w)
     side = math.sqrt(share)
@@ -91,6 +93,11 @@ def choose_view(
         for n, size in zip(shape, sizes, strict=True)
     ]
     return View(places[0], places[1], sizes[0], sizes[1])
+
+
+def random_channel(channels: int, generator: np.random.Generator) -> int:
+    """Any of so many channels."""
+    return int(generator.integers(channels)) if channels > 1 else 0
 
 
 def random_part(view: View, h: int, w: int, generator: np.random.Generator) -> View:
@@ -111,6 +118,7 @@ class Clip:
         left: Column of the image at which it was cut.
         pixels: (t, h, w) corrected counts.
         valid: (t, h, w), or None where every pixel is valid.
+        channel: Of the frames, 0 where there is only one.
     """
 
     run: str
@@ -119,13 +127,15 @@ class Clip:
     left: int
     pixels: Pixels
     valid: Valid | None
+    channel: int = 0
 
     def cut(self, part: View) -> Clip:
         """A part of it (views, not copies); ``part`` is in pixels of the image."""
         top, left = part.top - self.top, part.left - self.left
         rows, columns = slice(top, top + part.h), slice(left, left + part.w)
         valid = None if self.valid is None else self.valid[:, rows, columns]
-        return Clip(self.run, self.first, part.top, part.left, self.pixels[:, rows, columns], valid)
+        pixels = self.pixels[:, rows, columns]
+        return Clip(self.run, self.first, part.top, part.left, pixels, valid, self.channel)
 
     @property
     def view(self) -> View:
@@ -136,13 +146,15 @@ class Clip:
 class Recent:
     """The newest frames of one view, preallocated; the oldest give way."""
 
-    def __init__(self, view: View, dtype: DTypeLike, budget_bytes: int) -> None:
+    def __init__(self, view: View, dtype: DTypeLike, budget_bytes: int, channels: int = 1) -> None:
         self.view = view
+        self.channels = channels
         self.dtype = np.dtype(dtype)
-        per_frame = view.h * view.w * self.dtype.itemsize
+        per_frame = channels * view.h * view.w * self.dtype.itemsize
         self.capacity = max(_MIN_FRAMES, min(4096, budget_bytes // per_frame))
         self.count = 0
-        self._pixels = np.zeros((self.capacity, view.h, view.w), dtype)  # paged in as it fills
+        # paged in as it fills
+        self._pixels = np.zeros((self.capacity, channels, view.h, view.w), dtype)
         self._valid: list[Valid | None] = [None] * self.capacity
         self._index = np.full(self.capacity, -1, np.int64)
         self._length = np.zeros(self.capacity, np.int64)
@@ -163,7 +175,7 @@ class Recent:
         return int(self._length[(self.count - 1) % self.capacity]) if self.count else 0
 
     def append(self, run: str, index: int, pixels: Pixels, valid: Valid) -> None:
-        """Take the next frame, (h, w) of the view."""
+        """Take the next frame, (h, w) of the view, or (c, h, w)."""
         slot, last = self.count % self.capacity, (self.count - 1) % self.capacity
         if not self._runs or self._runs[-1] != run:
             self._begin(run)
@@ -206,24 +218,24 @@ class Recent:
         named = np.array([run in known for run in self._runs])
         return last[clear & (self._length[slots] >= window) & named[self._run[slots]]]
 
-    def clip(self, last: int, frames: int, part: View) -> Clip:
+    def clip(self, last: int, frames: int, part: View, channel: int = 0) -> Clip:
         """Copy ``frames`` frames up to position ``last``; ``part`` is in pixels of the image."""
         slots = np.arange(last - frames + 1, last + 1) % self.capacity
         top, left = part.top - self.view.top, part.left - self.view.left
         rows, columns = slice(top, top + part.h), slice(left, left + part.w)
-        pixels = self._pixels[slots, rows, columns]
+        pixels = self._pixels[slots, channel, rows, columns]
         masks = [self._valid[slot] for slot in slots]
         valid = None
         if masks[0] is not None and all(mask is masks[0] for mask in masks):
-            valid = np.broadcast_to(masks[0][rows, columns], pixels.shape)
+            valid = np.broadcast_to(planes(masks[0])[channel][rows, columns], pixels.shape)
         elif any(mask is not None for mask in masks):
             valid = np.ones(pixels.shape, np.bool_)
             for frame, mask in zip(valid, masks, strict=True):
                 if mask is not None:
-                    frame[:] = mask[rows, columns]
+                    frame[:] = planes(mask)[channel][rows, columns]
         run = self._runs[self._run[slots[0]]]
         first = int(self._index[slots[0]])
-        return Clip(run, first, part.top, part.left, pixels, valid)
+        return Clip(run, first, part.top, part.left, pixels, valid, channel)
 
     @staticmethod
     def _shared(valid: Valid, last: Valid | None) -> Valid | None:
@@ -276,11 +288,14 @@ class Reservoir(Generic[T]):
 
 
 class History:
-    """Recent frames and the reservoir of one image shape, under one memory bound."""
+    """Recent frames and the reservoir of one frame shape, under one memory bound.
+
+    A clip of the reservoir is of one channel, any of them equally likely.
+    """
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         *,
         window: int,
         target: int,
@@ -293,7 +308,9 @@ class History:
         self.target = target
         self._generator = np.random.default_rng([seed, 1])
         self._recent_bytes = budget_bytes * 6 // 10
-        self._clip = (min(shape[0], clip_px), min(shape[1], clip_px))
+        self.size = (shape[-2], shape[-1])
+        self._channels = math.prod(shape[:-2])
+        self._clip = (min(self.size[0], clip_px), min(self.size[1], clip_px))
         self.recent: Recent | None = None
         offset = window - 1 - target if window >= GUARD_PERIOD else 0
         self._phase = GUARD_PERIOD - 2 - int(offset % GUARD_PERIOD == GUARD_PERIOD - 1)
@@ -309,11 +326,11 @@ class History:
             self.reservoir.resize(max(8, min(1024, room)))
 
     def append(self, run: str, index: int, pixels: Pixels, valid: Valid) -> None:
-        """Take the next corrected frame (h, w) of the whole image."""
+        """Take the next corrected frame, (h, w) or (c, h, w), of the whole image."""
         recent = self.recent
         if recent is None:
             raise RuntimeError("a frame before any run started")
-        partial = (recent.view.h, recent.view.w) != self.shape
+        partial = (recent.view.h, recent.view.w) != self.size
         if partial and recent.count >= 8 * recent.capacity:
             recent = self._renew(recent.dtype)  # look elsewhere
         recent.append(run, index, recent.view.cut(pixels), recent.view.cut(valid))
@@ -322,8 +339,9 @@ class History:
             self._offer(recent)
 
     def _renew(self, dtype: np.dtype[Any]) -> Recent:
-        view = choose_view(self.shape, dtype.itemsize, self._recent_bytes, self._generator)
-        self.recent = Recent(view, dtype, self._recent_bytes)
+        pixel_bytes = self._channels * dtype.itemsize
+        view = choose_view(self.size, pixel_bytes, self._recent_bytes, self._generator)
+        self.recent = Recent(view, dtype, self._recent_bytes, self._channels)
         return self.recent
 
     def _offer(self, recent: Recent) -> None:
@@ -333,4 +351,6 @@ class History:
         room = min(GUARD_PERIOD - 1, recent.contiguous) - self.window
         back = int(self._generator.integers(room + 1)) if room > 0 else 0
         part = random_part(recent.view, *self._clip, self._generator)
-        self.reservoir.put(place, recent.clip(recent.count - 1 - back, self.window, part))
+        channel = random_channel(recent.channels, self._generator)
+        clip = recent.clip(recent.count - 1 - back, self.window, part, channel)
+        self.reservoir.put(place, clip)

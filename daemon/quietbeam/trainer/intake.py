@@ -7,6 +7,7 @@ frames need neighbours in time more than they need every frame.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,7 +43,7 @@ class Listener(Protocol):
     def frame(
         self, run: str, index: int, pixels: NDArray[np.float32], valid: NDArray[np.bool_]
     ) -> None:
-        """One corrected frame, (h, w) each, holes filled."""
+        """One corrected frame, (h, w) or (c, h, w) each, holes filled."""
         ...
 
 
@@ -115,7 +116,7 @@ class Intake:
     def _begin(self, run: RunStart) -> None:
         self._stack.close()
         self._corrections = None
-        frame_bytes = run.shape[0] * run.shape[1] * run.dtype.itemsize
+        frame_bytes = math.prod(run.shape) * run.dtype.itemsize
         self._max_backlog = max(4, min(_MAX_BACKLOG, self._ring_bytes // (2 * frame_bytes)))
         try:
             self._corrections = self._stack.enter_context(Corrections(run, self._plugins))

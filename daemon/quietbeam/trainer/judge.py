@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quietbeam.core.denoiser import StreamingDenoiser
-from quietbeam.model.stabilise import Stabiliser
+from quietbeam.model.stabilise import Stabilisers
 from quietbeam.trainer.guard import Crop, GuardFrame
 from quietbeam.trainer.history import tile_mask
 from quietbeam.trainer.scores import Scores, concatenate, score
@@ -27,14 +27,14 @@ _STREAMS = 4  # more at once would leave the processor's cache
 
 
 class Judge:
-    """Scores denoisers on guard frames of one image shape.
+    """Scores denoisers on guard frames of one frame shape.
 
     What is asked for by name is remembered per guard frame: a denoiser that
     does not change is run once on each.
     """
 
-    def __init__(self, shape: tuple[int, int], stabilisers: Mapping[str, Stabiliser]) -> None:
-        self._guard = tile_mask(shape, 0)
+    def __init__(self, shape: tuple[int, ...], stabilisers: Stabilisers) -> None:
+        self._guard = tile_mask((shape[-2], shape[-1]), 0)
         self._stabilisers = stabilisers
         self._known: dict[tuple[str, int], Scores] = {}
 
@@ -91,7 +91,8 @@ class Judge:
     def _stabilised(self, crop: Crop) -> NDArray[np.float32]:
         pixels = crop.clip.pixels
         flat = pixels.reshape(-1, pixels.shape[-1]).astype(np.float32)
-        return self._stabilisers[crop.clip.run].forward(flat).reshape(pixels.shape)
+        stabiliser = self._stabilisers[crop.clip.run][crop.clip.channel]
+        return stabiliser.forward(flat).reshape(pixels.shape)
 
     def _score(
         self,
@@ -115,6 +116,7 @@ class Judge:
             valid,
             frame=frame.serial,
             origin=(scored.top, scored.left),
+            channel=crop.clip.channel,
             guard=scored.cut(self._guard),
         )
 

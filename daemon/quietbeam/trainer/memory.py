@@ -1,15 +1,13 @@
-"""All that is remembered of one image shape, under one memory bound."""
+"""All that is remembered of one frame shape, under one memory bound."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.config import TrainerConfig
 from quietbeam.core.denoiser import StreamingDenoiser
-from quietbeam.model.stabilise import Stabiliser
+from quietbeam.model.stabilise import Stabilisers
 from quietbeam.trainer.guard import GuardSet
 from quietbeam.trainer.history import History
 from quietbeam.trainer.judge import Judge
@@ -22,7 +20,7 @@ class Memory:
     """What is trained on, and what is judged on.
 
     Args:
-        shape: (h, w) of the images.
+        shape: (h, w) of the frames; (c, h, w) with several channels.
         config: The table ``[trainer]``.
         denoiser: The one that is trained: its window and lag count.
         classical_lag: Frames that the slowest of the classical denoisers waits.
@@ -32,11 +30,11 @@ class Memory:
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         config: TrainerConfig,
         denoiser: StreamingDenoiser,
         classical_lag: int,
-        stabilisers: Mapping[str, Stabiliser],
+        stabilisers: Stabilisers,
     ) -> None:
         self.shape = shape
         budget = config.history_mib * 2**20
@@ -68,7 +66,7 @@ class Memory:
     def append(
         self, run: str, index: int, pixels: NDArray[np.float32], valid: NDArray[np.bool_]
     ) -> None:
-        """Take one corrected frame, (h, w) each, holes filled."""
+        """Take one corrected frame, both of ``shape``, holes filled."""
         self.history.append(run, index, pixels, valid)
         if self.history.recent is not None:
             self.guards.look(self.history.recent)

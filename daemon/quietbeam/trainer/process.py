@@ -23,6 +23,7 @@ import structlog
 from quietbeam.core.errors import QuietbeamError
 
 if TYPE_CHECKING:
+    from quietbeam.model.stabilise import NoiseModel
     from quietbeam.trainer.session import Session
 
 log = structlog.get_logger()
@@ -102,17 +103,11 @@ def _begin(init: Message, emit: Callable[[Message], None]) -> Session:
 
 def _obey(session: Session, command: Message) -> None:
     """Do what one command says; a command that makes no sense is named and left."""
-    from quietbeam.model.stabilise import NoiseModel
-
     try:
         match command["type"]:
             case "calibration":
-                noise = NoiseModel(
-                    float(command["gain"]),
-                    float(command["offset_variance"]),
-                    bool(command["impulsive"]),
-                )
-                session.calibrate(str(command["run"]), noise)
+                of_each = command.get("channels") or [command]
+                session.calibrate(str(command["run"]), *map(_noise, of_each))
             case "live":
                 session.set_live(int(command["version"]), command.get("fallback"))
             case "freeze" | "resume" as kind:
@@ -125,6 +120,13 @@ def _obey(session: Session, command: Message) -> None:
                 log.warning("unknown_command", command=other)
     except (KeyError, TypeError, ValueError) as error:
         log.warning("bad_command", command=command, reason=repr(error))
+
+
+def _noise(said: Message) -> NoiseModel:
+    from quietbeam.model.stabilise import NoiseModel
+
+    gain, offset = float(said["gain"]), float(said["offset_variance"])
+    return NoiseModel(gain, offset, bool(said["impulsive"]))
 
 
 def _listen(stream: TextIO, commands: Commands) -> None:

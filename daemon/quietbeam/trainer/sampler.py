@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.core.denoiser import StreamingDenoiser
-from quietbeam.model.stabilise import Stabiliser
+from quietbeam.model.stabilise import Stabilisers
 from quietbeam.trainer.history import (
     GUARD_PERIOD,
     TILE_MARGIN_PX,
     Clip,
     History,
     is_guard,
+    random_channel,
     random_part,
     tile_mask,
 )
@@ -30,7 +29,7 @@ def target_position(denoiser: StreamingDenoiser) -> int:
 
 
 class Sampler:
-    """Cuts random patches out of a ``History``, stabilised and augmented.
+    """Cuts random patches out of a ``History``, each of one channel, stabilised and augmented.
 
     ``valid`` is False on bad pixels, on guard tiles and on guard frames (which
     only occur inside windows longer than 15): those may be looked at, never
@@ -40,7 +39,7 @@ class Sampler:
     def __init__(
         self,
         history: History,
-        stabilisers: Mapping[str, Stabiliser],
+        stabilisers: Stabilisers,
         *,
         batch: int,
         patch_px: int,
@@ -49,8 +48,8 @@ class Sampler:
         self._history = history
         self._stabilisers = stabilisers
         self._batch = batch
-        self._patch = (min(history.shape[0], patch_px), min(history.shape[1], patch_px))
-        self._learn = ~tile_mask(history.shape, TILE_MARGIN_PX)
+        self._patch = (min(history.size[0], patch_px), min(history.size[1], patch_px))
+        self._learn = ~tile_mask(history.size, TILE_MARGIN_PX)
         self._generator = np.random.default_rng([seed, 2])
 
     def draw(self) -> Batch | None:
@@ -96,13 +95,15 @@ class Sampler:
         assert recent is not None  # noqa: S101  # draw() has seen windows of it
         last = int(windows[self._generator.integers(len(windows))])
         part = random_part(recent.view, *self._patch, self._generator)
-        return recent.clip(last, self._history.window, part)
+        channel = random_channel(recent.channels, self._generator)
+        return recent.clip(last, self._history.window, part, channel)
 
     def _prepare(self, clip: Clip) -> Batch:
         """Stabilise one patch; (t, h, w) each."""
         t, h, w = clip.pixels.shape
         counts = clip.pixels.reshape(t * h, w).astype(np.float32)
-        values = self._stabilisers[clip.run].forward(counts).reshape(t, h, w)
+        stabiliser = self._stabilisers[clip.run][clip.channel]
+        values = stabiliser.forward(counts).reshape(t, h, w)
         learn = self._learn[clip.top : clip.top + h, clip.left : clip.left + w]
         valid = np.broadcast_to(learn, (t, h, w)) if clip.valid is None else clip.valid & learn
         if t >= GUARD_PERIOD:

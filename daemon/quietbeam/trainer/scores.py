@@ -34,6 +34,7 @@ class Scores:
     Attributes:
         frame: Which guard frame.
         place: Which tile of the image.
+        channel: Which channel, 0 where there is only one.
         guard_tile: The tile is never trained on in any frame.
         misfit: Mean of ``(y - x)^2``, with ``x`` the fused output.
         share: Mean of ``v / (1 + v)``, the share of ``y`` in ``x``.
@@ -50,6 +51,7 @@ class Scores:
 
     frame: Labels
     place: Labels
+    channel: Labels
     guard_tile: NDArray[np.bool_]
     misfit: Values
     share: Values
@@ -93,6 +95,7 @@ def score(
     *,
     frame: int,
     origin: tuple[int, int],
+    channel: int = 0,
     guard: NDArray[np.bool_],
 ) -> Scores:
     """Judge one denoiser on one crop of one guard frame.
@@ -104,6 +107,7 @@ def score(
         valid: (3, h, w): False where ``measured`` means nothing.
         frame: Label of the guard frame.
         origin: (top, left) of the crop in the image.
+        channel: Label of the channel.
         guard: (h, w): True on tiles that are never trained on.
 
     Returns:
@@ -133,6 +137,7 @@ def score(
     return Scores(
         frame=np.full(int(keep.sum()), frame, np.int64),
         place=blocks.places(origin)[keep],
+        channel=np.full(int(keep.sum()), channel, np.int64),
         guard_tile=blocks.mean(guard.astype(np.float64))[keep] > 0.5,
         **{name: column[keep] for name, column in columns.items()},
     )

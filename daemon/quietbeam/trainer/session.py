@@ -78,8 +78,8 @@ class Session:
         self._training = Training(module, config.trainer) if module.trainable else None
         self._versions = Versions(places.checkpoints, config.denoiser.name)
         self._data: Memory | None = None
-        self._stabilisers: dict[str, Stabiliser] = {}
-        self._noise: NoiseModel | None = None
+        self._stabilisers: dict[str, tuple[Stabiliser, ...]] = {}
+        self._impulsive = False
         self._run = ""
         self._frozen = False
         self._prior = bool(getattr(module, "pretrained", False))
@@ -96,12 +96,12 @@ class Session:
 
     # commands
 
-    def calibrate(self, run: str, noise: NoiseModel) -> None:
-        """The noise of a run is known: it may be trained on."""
-        self._stabilisers[run] = Stabiliser(noise)
+    def calibrate(self, run: str, *noise: NoiseModel) -> None:
+        """The noise of every channel of a run is known: it may be trained on."""
+        self._stabilisers[run] = tuple(map(Stabiliser, noise))
         for old in list(self._stabilisers)[:-_MAX_RUNS]:
             del self._stabilisers[old]  # clips of that run are used no more
-        self._noise = noise
+        self._impulsive = any(one.impulsive for one in noise)
 
     def set_live(self, version: int, fallback: str | None = None) -> None:
         """What runs now; 0 is the classical denoiser.
@@ -155,7 +155,7 @@ class Session:
     # listener of the intake
 
     def start(self, run: RunStart) -> None:
-        """A run begins: memory is kept if the image shape is the same."""
+        """A run begins: memory is kept if the frame shape is the same."""
         self._run = run.run
         if self._data is None or self._data.shape != run.shape:
             self._data = Memory(
@@ -335,10 +335,6 @@ class Session:
         self._emit(event)
         if decision.action in {"fallback", "demote"}:
             self._fallback = decision.classical  # unless the daemon says otherwise
-
-    @property
-    def _impulsive(self) -> bool:
-        return bool(self._noise and self._noise.impulsive)
 
     def _calibrated(self, frames: list[GuardFrame]) -> list[GuardFrame]:
         return [frame for frame in frames if frame.run in self._stabilisers]
