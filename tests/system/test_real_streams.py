@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
+from quietbeam.offline.recording import Recording
 from quietbeam.offline.sender import open_sender
+from quietbeam_plugins.sinks.hdf5 import Hdf5
 from quietbeam_plugins.sources.dectris import Dectris
 
 REALDATA = Path(
@@ -134,11 +136,30 @@ def test_the_golden_messages_of_an_eiger2_16m(tmp_path):
 @pytest.mark.parametrize("channel", ["threshold_1", "threshold_2", "threshold_3", "threshold_4"])
 def test_each_of_four_thresholds_of_a_run_joined_in_its_middle(tmp_path, channel):
     messages = cbor_files("dectris_stream2_4thr")
-    events = through_a_socket(messages, channel=channel)
+    events = through_a_socket(messages, channels=[channel])
     assert_bit_exact(events, messages, channel, tmp_path / "x.h5")
     assert (events[0].shape, events[0].dtype) == ((532, 515), np.dtype("u4"))
     assert [event.time_ns for event in events[1:-1]] == [0, 10_100_000_000, 20_200_000_000]
     assert events[-1].reason == "lost"
+
+
+def test_all_four_thresholds_at_once_are_recorded_bit_exact(tmp_path):
+    messages = cbor_files("dectris_stream2_4thr")
+    events = through_a_socket(messages)
+    names = tuple(f"threshold_{n}" for n in range(1, 5))
+    assert (events[0].shape, events[0].channels) == ((4, 532, 515), names)
+    recorded = tmp_path / "recorded.h5"
+    with Hdf5(path=recorded, reserve_bytes=0).open() as recorder:
+        recorder.start(events[0])
+        for frame in events[1:-1]:
+            recorder.raw(frame)
+        recorder.stop(events[-1])
+    with Recording(recorded) as recording:
+        assert recording.channels == names
+        assert len(recording.raw) == 3
+        for pixels, message in zip(recording.raw[:], images(messages), strict=True):
+            expected = [reference(message, name, tmp_path / "x.h5") for name in names]
+            np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +172,7 @@ def test_each_of_four_thresholds_of_a_run_joined_in_its_middle(tmp_path, channel
 )
 def test_the_reference_messages_of_dectris(tmp_path, folder, dtype, channel):
     messages = cbor_files(f"dectris_stream2_reference/{folder}")
-    events = through_a_socket(messages, channel=channel)
+    events = through_a_socket(messages, channels=[channel])
     assert_bit_exact(events, messages, channel, tmp_path / "x.h5")
     assert (events[0].shape, events[0].dtype) == ((514, 1030), np.dtype(dtype))
     assert events[-1].reason == "completed"

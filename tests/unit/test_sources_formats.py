@@ -341,16 +341,117 @@ def test_typed_arrays_of_stream_v2(tag, dtype, order):
     np.testing.assert_array_equal(event.pixels, pixels)
 
 
-def test_the_first_announced_channel_is_read_unless_another_is_set():
+def thresholds(*pixels):
+    """An image message with so many channels."""
+    data = {f"threshold_{n}": v2_array(one, 69) for n, one in enumerate(pixels, 1)}
+    return v2_message(type="image", image_id=0, data=data)
+
+
+def test_all_announced_channels_are_read_in_their_order():
     one, two = images()[:2]
     start = v2_message(type="start", channels=["threshold_2", "threshold_1"])
-    data = {"threshold_1": v2_array(one, 69), "threshold_2": v2_array(two, 69)}
-    image = v2_message(type="image", image_id=0, data=data)
-    for channel, expected in [(None, two), ("threshold_1", one), ("threshold_2", two)]:
-        event = feed(decoder("dectris", channel=channel), [start, image])[-1]
-        np.testing.assert_array_equal(event.pixels, expected)
-    event = feed(decoder("dectris"), [image])[-1]
-    np.testing.assert_array_equal(event.pixels, one)
+    begun, frame = feed(decoder("dectris"), [start, thresholds(one, two)])
+    assert (begun.shape, begun.channels) == ((2, *one.shape), ("threshold_2", "threshold_1"))
+    np.testing.assert_array_equal(frame.pixels, [two, one])
+    begun, frame = feed(decoder("dectris"), [thresholds(one, two)])
+    assert begun.channels == ("threshold_1", "threshold_2")
+    np.testing.assert_array_equal(frame.pixels, [one, two])
+
+
+def test_channels_are_chosen_by_name_in_any_order():
+    one, two, three = images()[:3]
+    message = thresholds(one, two, three)
+    begun, frame = feed(decoder("dectris", channels=["threshold_3", "threshold_1"]), [message])
+    assert begun.channels == ("threshold_3", "threshold_1")
+    np.testing.assert_array_equal(frame.pixels, [three, one])
+    begun, frame = feed(decoder("dectris", channels=["threshold_2"]), [message])
+    assert (begun.shape, begun.channels) == (two.shape, ())
+    assert begun.metadata["channel"] == "threshold_2"
+    np.testing.assert_array_equal(frame.pixels, two)
+    (refused,) = feed(decoder("dectris", channels=["difference"]), [message])
+    assert (refused.reason, "'difference'" in refused.detail) == ("malformed", True)
+
+
+def test_every_channel_has_its_own_mask():
+    one, two = images()[:2]
+    bad = np.zeros((2, *one.shape), "u4")
+    bad[1, 3, 4] = 8
+    start = v2_message(
+        type="start",
+        channels=["threshold_1", "threshold_2"],
+        pixel_mask={f"threshold_{n}": v2_array(mask, 70) for n, mask in enumerate(bad, 1)},
+    )
+    begun = feed(decoder("dectris"), [start, thresholds(one, two)])[0]
+    np.testing.assert_array_equal(begun.mask, bad != 0)
+    assert [plane.mask.sum() for plane in begun.planes()] == [0, 1]
+
+
+def test_channels_that_do_not_fit_together_are_refused():
+    one = images()[0]
+    (refused,) = feed(decoder("dectris"), [thresholds(one, one[:8])])
+    assert refused.reason == "shape"
+    data = {"a": v2_array(one, 69), "b": v2_array(one.astype("<u4"), 70)}
+    message = v2_message(type="image", image_id=0, data=data)
+    (refused,) = feed(decoder("dectris"), [message])
+    assert (refused.reason, "choose" in refused.detail) == ("dtype", True)
+    assert [type(event).__name__ for event in feed(decoder("dectris", channels=["b"]), [message])]
+
+
+def test_the_limit_on_bytes_is_for_all_channels_together():
+    one, two = images()[:2]
+    limited = {"max_frame_bytes": one.nbytes + two.nbytes - 1}
+    (refused,) = feed(decoder("dectris", **limited), [thresholds(one, two)])
+    assert refused.reason == "oversized"
+    assert kinds(feed(decoder("dectris", **limited), [thresholds(one)])) == ["RunStart", "Frame"]
+    colour = np.stack([one, two])
+    (refused,) = feed(decoder("array", **limited), [array_message(colour)])
+    assert refused.reason == "oversized"
+
+
+RGB = ("red", "green", "blue")
+
+
+@pytest.mark.parametrize(
+    ("axis", "mode", "names"),
+    [
+        (2, None, RGB),
+        (2, 2, RGB),
+        (1, 3, RGB),
+        (0, 4, RGB),
+        (0, "RGB3", RGB),
+        (0, None, ("channel_1", "channel_2", "channel_3")),
+    ],
+)
+def test_the_colours_of_a_camera_are_found_wherever_they_are(axis, mode, names):
+    planes = np.stack(images()[:3])
+    sent = np.ascontiguousarray(np.moveaxis(planes, 0, axis))
+    fields = {} if mode is None else {"ndattr": {"ColorMode": mode}}
+    begun, frame = feed(decoder("array"), [array_message(sent, **fields)])
+    assert (begun.shape, begun.channels) == (planes.shape, names)
+    assert frame.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(frame.pixels, planes)
+    begun, frame = feed(decoder("array", channels=[names[1]]), [array_message(sent, **fields)])
+    assert (begun.shape, begun.channels) == (planes.shape[1:], ())
+    np.testing.assert_array_equal(frame.pixels, planes[1])
+
+
+def test_one_channel_on_an_axis_of_its_own_is_a_plain_image():
+    one = images()[0]
+    for sent in (one[None], one[..., None], one[None, None]):
+        begun, frame = feed(decoder("array"), [array_message(sent)])
+        assert (begun.shape, begun.channels) == (one.shape, ())
+        np.testing.assert_array_equal(frame.pixels, one)
+
+
+def test_another_number_of_channels_is_another_run():
+    one, two = images()[:2]
+    sent = [array_message(np.stack([one, two])), array_message(one, frame=1)]
+    sent.append(array_message(np.stack([one, two]), frame=2, channels=["low", "high"]))
+    events = feed(decoder("array"), sent)
+    assert kinds(events) == ["RunStart", "Frame", "RunEnd"] * 2 + ["RunStart", "Frame"]
+    starts = [event for event in events if isinstance(event, RunStart)]
+    assert [len(start.channels) for start in starts] == [2, 0, 2]
+    assert starts[2].channels == ("low", "high")
 
 
 def test_a_broken_mask_does_not_cost_the_series():

@@ -5,6 +5,7 @@ NeXus, one entry, two NXdata groups::
     /entry                      NXentry, default = clean
       raw/      data (t,h,w)                    detector counts, the detector's dtype
       clean/    data, data_errors (t,h,w)       float32, corrected counts; NaN where bad
+                with several channels (t,c,h,w), and channel (c) with their names
       metrics/  one dataset per metric (t, ...), aligned to clean/frame_id
       instrument/detector, instrument/beam      what stays the same during the run
       process/  program, configuration, weights, gate decisions, end, missing frames
@@ -166,7 +167,7 @@ def _ours(run: RunStart) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _frame_columns(made: Layout, group: str) -> None:
+def _frame_columns(made: Layout, group: str, run: RunStart) -> None:
     """Declare what raw and cleaned frames both carry."""
     int64, float64 = np.dtype(np.int64), np.dtype(np.float64)
     made.columns |= {
@@ -191,17 +192,23 @@ def _frame_columns(made: Layout, group: str) -> None:
         "frame_id_indices": [0],
         "host_time_indices": [0],
     }
+    if run.channels:
+        made.groups[group] |= {"axes": ["time", "channel", ".", "."], "channel_indices": [1]}
+        made.constants[f"{group}/channel"] = Constant(
+            value=np.array([name.encode() for name in run.channels]),
+            description="threshold, colour or whatever else distinguishes images of one frame",
+        )
 
 
 def _raw(made: Layout, run: RunStart) -> None:
-    _frame_columns(made, RAW)
+    _frame_columns(made, RAW, run)
     made.columns[f"{RAW}/data"] = Column(
         dtype=run.dtype.newbyteorder("="), shape=run.shape, unit="counts", pixels=True
     )
 
 
 def _clean(made: Layout, run: RunStart) -> None:
-    _frame_columns(made, CLEAN)
+    _frame_columns(made, CLEAN, run)
     float32 = np.dtype(np.float32)
     made.columns |= {
         f"{CLEAN}/data": Column(

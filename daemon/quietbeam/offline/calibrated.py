@@ -97,7 +97,8 @@ class CalibratedSeries:
     @property
     def shape(self) -> tuple[int, int]:
         """(h, w)."""
-        return self.run.shape
+        h, w = self.run.shape
+        return h, w
 
     @property
     def noiseless(self) -> bool:

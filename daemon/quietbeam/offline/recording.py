@@ -60,18 +60,21 @@ class Provenance:
 
 
 class Frames:
-    """Images of one kind, (t, h, w), read from the file when they are indexed."""
+    """Frames of one kind, read from the file when they are indexed.
+
+    ``shape`` is (t, h, w), or (t, c, h, w) with several channels.
+    """
 
     def __init__(self, dataset: Node, frames: int) -> None:
         self._dataset, self._frames = dataset, frames
-        self.shape: tuple[int, int, int] = (frames, *dataset.shape[1:])
+        self.shape: tuple[int, ...] = (frames, *dataset.shape[1:])
         self.dtype: np.dtype[Any] = dataset.dtype
 
     def __len__(self) -> int:
         return self._frames
 
     def __getitem__(self, index: int | slice) -> NDArray[Any]:
-        """Give one frame (h, w) or several (t, h, w).
+        """Give one frame, or several where ``index`` is a slice.
 
         Raises:
             IndexError: There is no such frame.
@@ -140,6 +143,13 @@ class Recording:
     def run(self) -> str:
         """Name of the run."""
         return self._text(f"{names.ENTRY}/title")
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the channels; empty where there is one."""
+        group = names.RAW if self.has_raw else names.CLEAN
+        found = self._file.get(f"{group}/channel")
+        return () if found is None else tuple(text(name) for name in found[()])
 
     @property
     def raw(self) -> Frames:
@@ -239,7 +249,8 @@ class Recording:
         expected = self._number(f"{names.DETECTOR}/frames_expected")
         return RunStart(
             run=self.run,
-            shape=(raw.shape[1], raw.shape[2]),
+            shape=raw.shape[1:],
+            channels=self.channels,
             dtype=raw.dtype,
             frame_time_s=self._number(f"{names.DETECTOR}/frame_time"),
             exposure_s=self._number(f"{names.DETECTOR}/count_time"),

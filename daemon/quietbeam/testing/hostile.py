@@ -139,7 +139,11 @@ def _array_cases() -> Cases:
     yield "no axes", "shape", _array(shape=[])
     yield "a negative size", "shape", _array(shape=[-24, 32])
     yield "a size of zero", "shape", _array(shape=[0, 32])
-    yield "three images in one", "shape", _array(shape=[3, 24, 32])
+    yield "a hundred images in one", "shape", _array(shape=[100, 24, 32])
+    yield "three channels that are one", "truncated", _array(shape=[3, 24, 32])
+    yield "three channels with two names", "shape", _array(shape=[3, 24, 32], channels=["a", "b"])
+    yield "channels of one name", "malformed", _array(shape=[2, 24, 32], channels=["a", "a"])
+    yield "names of channels that are none", "malformed", _array(shape=[2, 24, 32], channels=[1, 2])
     yield "a shape that is text", "shape", _array(shape="24x32")
     yield "sizes with fractions", "shape", _array(shape=[24.5, 32])
     yield "a shape of many axes", "shape", _array(shape=[2] * 10_000)
@@ -271,6 +275,11 @@ def _v2(**changes: Any) -> Message:
     return [cbor2.dumps(cbor2.CBORTag(55799, _changed(base, **changes)))]
 
 
+def _v2_start(**fields: Any) -> Message:
+    ids = {"series_id": SERIES, "series_unique_id": _UNIQUE}
+    return [cbor2.dumps({"type": "start", **ids, **fields})]
+
+
 def _image(shape: Any = SHAPE, tag: int = 69, data: Any = None) -> cbor2.CBORTag:
     data = pixels(2).tobytes() if data is None else data
     shape = list(shape) if isinstance(shape, tuple) else shape
@@ -350,6 +359,13 @@ def _v2_data_cases() -> Cases:
     yield "data without channels", "malformed", _v2(data={})
     yield "data that is a list", "malformed", _v2(data=[_image()])
     yield "another channel than announced", "malformed", _v2(data={"threshold_9": _image()})
+    yield "a start with a channel twice", "malformed", _v2_start(channels=["a", "a"])
+    yield "a start with channels of no name", "malformed", _v2_start(channels=[1, ""])
+    yield (
+        "a start with 1000 channels",
+        "oversized",
+        _v2_start(channels=[str(n) for n in range(1000)]),
+    )
     yield "an image that is only bytes", "malformed", _v2(data={"threshold_1": raw})
     yield (
         "an image without its shape",

@@ -49,7 +49,7 @@ class BadPixels(CorrectionPlugin):
 
         yield correct
 
-    def _read(self, shape: tuple[int, int]) -> Valid:
+    def _read(self, shape: tuple[int, ...]) -> Valid:
         with open_series(self.mask or "") as series:
             bad = np.asarray(series[0]) != 0
         if bad.shape != shape:

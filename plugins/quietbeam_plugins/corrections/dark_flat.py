@@ -57,7 +57,7 @@ class DarkFlat(CorrectionPlugin):
         yield correct
 
 
-def mean_image(what: str, spec: str, shape: tuple[int, int]) -> Pixels:
+def mean_image(what: str, spec: str, shape: tuple[int, ...]) -> Pixels:
     """Read the mean of a series as float32 (h, w).
 
     Raises:

@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from quietbeam.core.events import RunEnd, RunStart
+from quietbeam.core.planes import planes
 from quietbeam.core.result import Result
 
 Message = list[bytes | memoryview]
@@ -42,7 +43,7 @@ class Format(Protocol):
         ...
 
     def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
-        """One image, (h, w), C order."""
+        """One image, (h, w) or (c, h, w), C order."""
         ...
 
     def end(self, end: RunEnd) -> Message | None:
@@ -73,10 +74,12 @@ class Array1:
     def __init__(self, what: What, compression: Compression) -> None:
         self._what: What = what
         self._compression: Compression = compression
+        self._channels: tuple[str, ...] = ()
 
     def start(self, run: RunStart, dtype: np.dtype[Any]) -> None:
         """Give None: the format has no such message."""
-        del run, dtype
+        del dtype
+        self._channels = run.channels
 
     def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
         """Give header and data."""
@@ -91,6 +94,8 @@ class Array1:
             "source": "quietbeam",
             "tags": [],
         }
+        if self._channels:
+            header["channels"] = list(self._channels)
         header |= facts(result, self._what, seq)
         # areaDetector's "bslz4" is without the header of HDF5's filter
         data = bslz4(pixels)[_HDF5_HEADER_BYTES:] if compressed else _bytes(pixels)
@@ -108,6 +113,7 @@ class Stream2:
         self._what: What = what
         self._compression: Compression = compression
         self._series: dict[str, Any] = {}
+        self._channels: tuple[str, ...] = (what,)
         self._exposure_ns = 0
 
     def start(self, run: RunStart, dtype: np.dtype[Any]) -> Message:
@@ -118,6 +124,7 @@ class Stream2:
         number = int(run.run) if run.run.isdecimal() and len(run.run) < 10 else number
         self._series = {"series_id": number, "series_unique_id": unique}
         self._exposure_ns = round((run.exposure_s or 0.0) * _NS)
+        self._channels = run.channels or (self._what,)
         counts = np.issubdtype(dtype, np.integer)
         optional = {
             "frame_time": run.frame_time_s,
@@ -130,23 +137,26 @@ class Stream2:
         }
         message = {
             "arm_date": datetime.now(UTC),
-            "channels": [self._what],
+            "channels": list(self._channels),
             "detector_description": "quietbeam",
             "image_dtype": dtype.name,
-            "image_size_x": run.shape[1],
-            "image_size_y": run.shape[0],
+            "image_size_x": run.shape[-1],
+            "image_size_y": run.shape[-2],
             "number_of_images": run.frames_expected or 0,
             "pixel_mask_enabled": run.mask is not None,
             "user_data": {"source": "quietbeam", "run": run.run, "what": self._what},
         }
         if run.mask is not None:
-            message["pixel_mask"] = {self._what: _array(run.mask.astype(np.uint32), "none")}
+            masks = [plane.mask for plane in run.planes() if plane.mask is not None]
+            coded = [_array(mask.astype(np.uint32), "none") for mask in masks]
+            message["pixel_mask"] = dict(zip(self._channels, coded, strict=True))
         message |= {key: value for key, value in optional.items() if value is not None}
         return self._message("start", message)
 
     def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
         """Give one image message."""
         start_ns = result.time_ns
+        coded = [_array(plane, self._compression) for plane in planes(pixels)]
         return self._message(
             "image",
             {
@@ -154,7 +164,7 @@ class Stream2:
                 "real_time": [self._exposure_ns, _NS],
                 "start_time": [start_ns, _NS],
                 "stop_time": [start_ns + self._exposure_ns, _NS],
-                "data": {self._what: _array(pixels, self._compression)},
+                "data": dict(zip(self._channels, coded, strict=True)),
                 "user_data": facts(result, self._what, seq),
             },
         )

@@ -81,6 +81,8 @@ def _constant(file: Node, name: str, constant: Constant) -> None:
     if isinstance(value, str):
         encoded = value.encode()
         item = file.create_dataset(name, data=np.bytes_(encoded), dtype=fixed_text(len(encoded)))
+    elif isinstance(value, np.ndarray) and value.dtype.kind == "S":
+        item = file.create_dataset(name, data=value.astype(fixed_text(value.itemsize)))
     elif isinstance(value, np.ndarray) and value.size > 1:
         chunks = value.shape  # compressed: masks are large and nearly empty
         item = file.create_dataset(name, data=value, chunks=chunks, compression="gzip")

@@ -1,6 +1,7 @@
 """Reads array-1.0 (PSI) and areaDetector's ADZMQ: a JSON header, then the bytes of an array.
 
-There is no start or end message: a run begins with its first frame, and is
+An array of three axes is one image of several channels: [c, h, w], or [h, w, 3]
+from a colour camera.  There is no start or end message: a run begins with its first frame, and is
 over when frames stop, when their counter starts again, or when their shape or
 dtype changes.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quietbeam.core.events import Event, Rejected, RunStart
+from quietbeam_plugins.sources.channels import Layout, Wanted, layout_of
 from quietbeam_plugins.sources.payload import (
     Bytes,
     Codec,
@@ -22,7 +24,6 @@ from quietbeam_plugins.sources.payload import (
     codec_of,
     image,
     image_dtype,
-    image_shape,
     parse_json,
     whole,
 )
@@ -48,7 +49,7 @@ class Array(StreamSource):
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    shape: tuple[int, int]
+    layout: Layout
     dtype: np.dtype[Any]
     codec: Codec
     number: int
@@ -80,7 +81,7 @@ class ArrayDecoder:
                 self._skip_payload = True  # if the header is refused, so is what it describes
                 if header is not None:
                     yield _without_data(header)
-                self._header = _read_header(parse_json(part))
+                self._header = _read_header(parse_json(part), self._settings.channels)
                 self._skip_payload = False
             elif header is not None:
                 yield from self._frame(header, part, received_ns)
@@ -103,9 +104,9 @@ class ArrayDecoder:
         yield from self._machine.finish()
 
     def _frame(self, header: _Header, part: Bytes, received_ns: int) -> Iterator[Event]:
-        pixels = image(
-            part, header.shape, header.dtype, header.codec, self._settings.max_frame_bytes
-        )
+        sizes, most = header.layout.sizes, self._settings.max_frame_bytes
+        array = image(part, sizes, header.dtype, header.codec, most)
+        pixels = header.layout.frame(array)
         if self._is_another_run(header, pixels.dtype):
             yield from self._machine.restart()
         yield from self._machine.frame(
@@ -123,14 +124,17 @@ class ArrayDecoder:
             return False
         highest = self._machine.highest
         counts_again = header.number <= 1 < highest or header.number < highest - _REORDERED_FRAMES
-        return run.shape != header.shape or run.dtype != dtype or counts_again
+        layout = header.layout
+        other = (run.shape, run.channels, run.dtype) != (layout.shape, layout.channels, dtype)
+        return other or counts_again
 
     def _describe(self, header: _Header, dtype: np.dtype[Any]) -> RunStart:
         integer = np.issubdtype(dtype, np.integer)
         nodata = integer and self._settings.nodata_at_maximum
         return RunStart(
             run=stamped("array"),
-            shape=header.shape,
+            shape=header.layout.shape,
+            channels=header.layout.channels,
             dtype=dtype,
             nodata=float(np.iinfo(dtype).max) if nodata else None,
             metadata=header.metadata,
@@ -145,7 +149,7 @@ def _is_header(part: Bytes) -> bool:
     return re.match(rb'\{\s*"', start) is not None and (b'"shape"' in start or b'"htype"' in start)
 
 
-def _read_header(header: dict[str, Any]) -> _Header:
+def _read_header(header: dict[str, Any], wanted: Wanted) -> _Header:
     htype = header.get("htype", "array-1.0")  # JUNGFRAU's dialect has none
     if isinstance(htype, list) and htype:  # ADZMQ before 1.4: in a list, and x before y
         kind, x_first = htype[0], True
@@ -160,9 +164,11 @@ def _read_header(header: dict[str, Any]) -> _Header:
     if order not in {"little", "big"}:
         raise RefusedError("dtype", f"endianness {order!r:.60}; expected 'little' or 'big'")
     dtype = image_dtype(header.get("type"), big_endian=order == "big")
-    known = {"htype", "shape", "type", "frame", "encoding", "endianness", "endianess"}
+    known = {"htype", "shape", "type", "frame", "encoding", "endianness", "endianess", "channels"}
+    attributes = header.get("ndattr")
+    mode = attributes.get("ColorMode") if isinstance(attributes, dict) else None
     return _Header(
-        shape=image_shape(shape),
+        layout=layout_of(shape, header.get("channels"), mode, wanted),
         dtype=dtype,
         codec=codec_of(header.get("encoding") or header.get("cmpr") or ""),
         number=whole(header.get("frame"), "frame"),

@@ -19,8 +19,6 @@ class Dectris(StreamSource):
 
     format: Literal["auto", "v1", "v2"] = "auto"
     """``auto`` tells by every message."""
-    channel: str | None = None
-    """Which of several thresholds to read (Stream V2); None takes the first."""
 
     def decoder(self) -> DectrisDecoder:
         """Give a fresh decoder."""
@@ -34,7 +32,7 @@ class DectrisDecoder:
         self._format = settings.format
         self._machine = SeriesMachine(settings.run_timeout_s, settings.grace_s)
         self._v1 = Stream1(self._machine, settings.max_frame_bytes)
-        self._v2 = Stream2(self._machine, settings.max_frame_bytes, settings.channel)
+        self._v2 = Stream2(self._machine, settings.max_frame_bytes, settings.channels)
 
     def feed(
         self, part: Bytes, received_ns: int, *, starts_message: bool = True

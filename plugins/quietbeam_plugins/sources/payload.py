@@ -134,18 +134,27 @@ def positive(table: Mapping[str, Any], key: str) -> float | None:
     return float(value)
 
 
+def sizes_of(value: Any) -> tuple[int, ...]:
+    """Read the sizes of an array, 1 to 8 of them.
+
+    Raises:
+        RefusedError: They are no positive whole numbers.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise RefusedError("shape", f"shape is {value!r:.60}, expected [height, width]")
+    try:
+        return tuple(whole(n, "size", least=1) for n in value[:8])
+    except RefusedError as error:
+        raise RefusedError("shape", f"shape {value!r:.60}: {error}") from None
+
+
 def image_shape(value: Any) -> tuple[int, int]:
     """Read (h, w); leading axes of length 1 are dropped.
 
     Raises:
         RefusedError: Not the shape of one image.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise RefusedError("shape", f"shape is {value!r:.60}, expected [height, width]")
-    try:
-        sizes = [whole(n, "size", least=1) for n in value[:8]]
-    except RefusedError as error:
-        raise RefusedError("shape", f"shape {value!r:.60}: {error}") from None
+    sizes = list(sizes_of(value))
     while len(sizes) > 2 and sizes[0] == 1:
         del sizes[0]
     if len(sizes) != 2:
@@ -193,9 +202,9 @@ def dectris_encoding(text: Any, dtype: np.dtype[Any]) -> tuple[Codec, np.dtype[A
 
 
 def image(
-    blob: Bytes, shape: tuple[int, int], dtype: np.dtype[Any], codec: Codec, max_bytes: int
+    blob: Bytes, shape: tuple[int, ...], dtype: np.dtype[Any], codec: Codec, max_bytes: int
 ) -> NDArray[Any]:
-    """Turn a blob into (h, w) pixels in native byte order.
+    """Turn a blob into pixels of ``shape`` in native byte order.
 
     Raises:
         RefusedError: Too large, too small, or damaged.

@@ -138,7 +138,7 @@ class SeriesMachine:
         Args:
             key: Series it says it belongs to.
             number: The detector's number, 0 or more.
-            pixels: (h, w).
+            pixels: (h, w), or (c, h, w) with several channels.
             time_ns: Detector clock.
             received_ns: Our monotonic clock.
             describe: Gives a start for a series whose header never came.

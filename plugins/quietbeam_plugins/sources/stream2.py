@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cbor2
@@ -12,7 +13,9 @@ import structlog
 from numpy.typing import NDArray
 
 from quietbeam.core.events import Event, RunStart
+from quietbeam.core.planes import stacked
 from quietbeam_plugins.sources.cbor import COLUMN_MAJOR, COMPRESSED, ROW_MAJOR, plain, read_map
+from quietbeam_plugins.sources.channels import Wanted, channel_names, chosen, together
 from quietbeam_plugins.sources.payload import (
     Bytes,
     RefusedError,
@@ -58,7 +61,7 @@ class _Header:
     key: SeriesKey
     message: Mapping[str, Any]
     shape: tuple[int, int] | None
-    channel: str | None
+    channels: tuple[str, ...]
 
 
 class Stream2:
@@ -67,13 +70,13 @@ class Stream2:
     Args:
         machine: Keeps the runs; shared with Stream V1 where both may come.
         max_frame_bytes: Larger images are refused.
-        channel: Which channel of several to read; None takes the first.
+        channels: Which channels (thresholds) to take.
     """
 
-    def __init__(self, machine: SeriesMachine, max_frame_bytes: int, channel: str | None) -> None:
+    def __init__(self, machine: SeriesMachine, max_frame_bytes: int, channels: Wanted) -> None:
         self._machine = machine
         self._max_frame_bytes = max_frame_bytes
-        self._channel = channel
+        self._wanted: Wanted = channels
         self._header: _Header | None = None
 
     def message(self, part: Bytes, received_ns: int) -> Iterator[Event]:
@@ -97,11 +100,11 @@ class Stream2:
         key = _key(message)
         sizes = message.get("image_size_y"), message.get("image_size_x")
         shape = None if None in sizes else image_shape(sizes)
-        channels = message.get("channels")
-        first = channels[0] if isinstance(channels, list | tuple) and channels else None
-        self._header = _Header(key, message, shape, self._channel or first)
+        told = message.get("channels")
+        channels = chosen(channel_names(told), self._wanted) if told else ()
+        self._header = _Header(key, message, shape, channels)
         name = message.get("image_dtype")  # only newer firmware tells it before the first image
-        if name is None or shape is None:
+        if name is None or shape is None or not channels:
             yield from self._machine.announce(key)
         else:
             dtype = image_dtype(name).newbyteorder("=")
@@ -112,51 +115,47 @@ class Stream2:
         key = _key(message)
         number = whole(message.get("image_id"), "image_id")
         header = self._header if self._header is not None and self._header.key == key else None
-        channels = message.get("data")
-        if not isinstance(channels, Mapping) or not channels:
+        data = message.get("data")
+        if not isinstance(data, Mapping) or not data:
             raise RefusedError("malformed", f"image {number} has no data")
-        name = self._channel or (header and header.channel) or next(iter(channels))
-        if name not in channels:
-            raise RefusedError(
-                "malformed", f"image {number}: no channel {name!r} in {_names(channels)}"
-            )
-        pixels = read_array(channels[name], self._max_frame_bytes)
+        names = (header and header.channels) or chosen(channel_names(list(data)), self._wanted)
+        pixels = self._read(data, names)
         expected = None if header is None else header.shape
-        if expected is not None and pixels.shape != expected:
-            reason = "preview" if pixels.shape == _PREVIEW_SHAPE else "shape"
+        if expected is not None and pixels.shape[-2:] != expected:
+            reason = "preview" if pixels.shape[-2:] == _PREVIEW_SHAPE else "shape"
             raise RefusedError(reason, f"image {number} is {pixels.shape}, header says {expected}")
+        known = header or _Header(key, {}, None, names)
         yield from self._machine.frame(
             key,
             number,
             pixels,
             time_ns=_nanoseconds(message.get("start_time"), received_ns),
             received_ns=received_ns,
-            describe=lambda: self._describe_late(key, header, channels, name, pixels),
+            describe=lambda: self._describe(
+                replace(known, channels=names), pixels.shape[-2:], pixels.dtype
+            ),
         )
 
-    def _describe_late(
-        self,
-        key: SeriesKey,
-        header: _Header | None,
-        channels: Mapping[str, Any],
-        name: str,
-        pixels: NDArray[Any],
-    ) -> RunStart:
-        if len(channels) > 1:
-            ignored = [other for other in _names(channels) if other != name]
-            _log.warning("channels_ignored", read=name, ignored=ignored, setting="channel")
-        known = header or _Header(key, {}, None, name)
-        return self._describe(known, (pixels.shape[0], pixels.shape[1]), pixels.dtype)
+    def _read(self, data: Mapping[str, Any], names: tuple[str, ...]) -> NDArray[Any]:
+        """Read the channels; together they may have ``max_frame_bytes``."""
+        chosen(list(data), names)
+        images: list[NDArray[Any]] = []
+        left = self._max_frame_bytes
+        for name in names:
+            images.append(read_array(data[name], left))
+            left -= images[-1].nbytes
+        return together(images)
 
-    def _describe(self, header: _Header, shape: tuple[int, int], dtype: np.dtype[Any]) -> RunStart:
-        message = header.message
+    def _describe(self, header: _Header, size: tuple[int, ...], dtype: np.dtype[Any]) -> RunStart:
+        message, several = header.message, len(header.channels) > 1
         unique, number = header.key
         energy_ev = positive(message, "incident_energy")
         distance = message.get("detector_translation")
         is_count = np.issubdtype(dtype, np.integer)
         return RunStart(
             run=unique or stamped(f"series-{number}"),
-            shape=shape,
+            shape=(len(header.channels), *size) if several else size,
+            channels=header.channels if several else (),
             dtype=dtype,
             frame_time_s=positive(message, "frame_time"),
             exposure_s=positive(message, "count_time"),
@@ -164,31 +163,40 @@ class Stream2:
             pixel_size_m=positive(message, "pixel_size_x"),
             energy_kev=None if energy_ev is None else energy_ev / 1000,
             distance_m=_distance(distance),
-            mask=self._mask(header, shape),
+            mask=self._mask(header, size),
             nodata=float(np.iinfo(dtype).max) if is_count else None,
             saturation=positive(message, "saturation_value"),
             metadata={
                 "format": "dectris-v2",
-                "channel": header.channel,
+                **({} if several else {"channel": header.channels[0]}),
                 "header": plain({k: v for k, v in message.items() if k not in _LARGE}),
             },
         )
 
-    def _mask(self, header: _Header, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-        """Read the mask of the channel; a broken one is told about, and done without."""
+    def _mask(self, header: _Header, size: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """Read the mask of every channel taken."""
         masks = header.message.get("pixel_mask")
         if not isinstance(masks, Mapping) or not masks:
             return None
-        coded = masks.get(header.channel, next(iter(masks.values())))
-        try:
-            mask = read_array(coded, 8 * shape[0] * shape[1])
-        except RefusedError as error:
-            _log.warning("pixel_mask_unreadable", series=header.key[1], error=str(error))
+        first = next(iter(masks.values()))
+        coded = [masks.get(name, first) for name in header.channels]
+        read = [_read_mask(one, size, header.key[1]) for one in coded]
+        if all(mask is None for mask in read):
             return None
-        if mask.shape != shape:
-            _log.warning("pixel_mask_unreadable", series=header.key[1], shape=mask.shape)
-            return None
-        return mask != 0
+        return stacked([np.zeros(size, np.bool_) if mask is None else mask for mask in read])
+
+
+def _read_mask(coded: Any, size: tuple[int, ...], series: int) -> NDArray[np.bool_] | None:
+    """Read one mask; a broken one is told about, and done without."""
+    try:
+        mask = read_array(coded, 8 * math.prod(size))
+    except RefusedError as error:
+        _log.warning("pixel_mask_unreadable", series=series, error=str(error))
+        return None
+    if mask.shape != size:
+        _log.warning("pixel_mask_unreadable", series=series, shape=mask.shape)
+        return None
+    return mask != 0
 
 
 def read_array(coded: Any, max_bytes: int) -> NDArray[Any]:
@@ -269,7 +277,3 @@ def _distance(translation: Any) -> float | None:
         return None
     z = translation[2]
     return abs(float(z)) if isinstance(z, int | float) and z else None
-
-
-def _names(channels: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in channels][:16]

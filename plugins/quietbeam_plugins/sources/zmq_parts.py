@@ -19,6 +19,7 @@ from quietbeam.core.errors import SourceError
 from quietbeam.core.events import Event, Rejected
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.offline.capture import CaptureWriter, read_capture
+from quietbeam_plugins.sources.channels import Wanted
 from quietbeam_plugins.sources.payload import Bytes, Decoder
 
 _log = structlog.get_logger()
@@ -45,6 +46,8 @@ class StreamSource(SourcePlugin):
     """``pull`` for a detector that pushes (nothing lost, one reader), ``sub`` if it publishes."""
     max_frame_bytes: PositiveInt = 256 << 20
     """Larger images are refused before anything is allocated."""
+    channels: Wanted = "all"
+    """Names of the channels of a frame to take (thresholds, colours), in this order; or ``all``."""
     receive_messages: PositiveInt = 64
     """Messages that may wait in the socket; then a pusher waits, a publisher drops."""
     run_timeout_s: PositiveFloat | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.planes import planes
 from quietbeam.testing.simulators import compress
 
 Message = list[bytes]
@@ -121,7 +122,7 @@ class DectrisV2:
     Args:
         compression: Both with the framing of HDF5's filters.
         series: Number of the first series.
-        channel: Name of the only channel.
+        channel: Name of the channel of a run that names none.
     """
 
     def __init__(
@@ -132,20 +133,22 @@ class DectrisV2:
         channel: str = "threshold_1",
     ) -> None:
         self._compression: Compression = compression
-        self._channel = channel
+        self._only = (channel,)
+        self._channels = self._only
         self._ids = {"series_id": series - 1, "series_unique_id": ""}
 
     def start(self, run: RunStart) -> list[Message]:
         """The start message; the run's name becomes the series' unique id."""
         self._ids = {"series_id": self._ids["series_id"] + 1, "series_unique_id": run.run}
+        self._channels = run.channels or self._only
         energy_ev = None if run.energy_kev is None else run.energy_kev * 1000
         message = {
-            "channels": [self._channel],
+            "channels": list(self._channels),
             "count_time": run.exposure_s,
             "frame_time": run.frame_time_s,
             "image_dtype": run.dtype.name,
-            "image_size_x": run.shape[1],
-            "image_size_y": run.shape[0],
+            "image_size_x": run.shape[-1],
+            "image_size_y": run.shape[-2],
             "incident_energy": energy_ev,
             "number_of_images": run.frames_expected,
             "pixel_size_x": run.pixel_size_m,
@@ -154,22 +157,24 @@ class DectrisV2:
             "user_data": dict(run.metadata),
         }
         if run.mask is not None:
-            mask = self._array(run.mask.astype("<u4"), "none")
-            message |= {"pixel_mask": {self._channel: mask}, "pixel_mask_enabled": True}
+            masks = [plane.mask for plane in run.planes() if plane.mask is not None]
+            coded = [self._array(mask.astype("<u4"), "none") for mask in masks]
+            message |= {"pixel_mask": dict(zip(self._channels, coded, strict=True))}
+            message |= {"pixel_mask_enabled": True}
         known = {key: value for key, value in message.items() if value is not None}
         return self._message("start", known)
 
     def frame(self, frame: Frame) -> list[Message]:
         """One image message."""
         start_time = [frame.time_ns * _CLOCK_HZ // 1_000_000_000, _CLOCK_HZ]
+        images = planes(_little_endian(frame.pixels))
+        coded = [self._array(image, self._compression) for image in images]
         return self._message(
             "image",
             {
                 "image_id": frame.index,
                 "start_time": start_time,
-                "data": {
-                    self._channel: self._array(_little_endian(frame.pixels), self._compression)
-                },
+                "data": dict(zip(self._channels, coded, strict=True)),
             },
         )
 
