@@ -59,7 +59,7 @@ def check_without_truth(report: Report, gain_db: float, ratio: float):
 def test_an_stxm_stack_is_cleaned_from_file_to_file(tmp_path):
     part = tmp_path / "stack.npy"
     np.save(part, load("stxm_ALS_FeL_71214078.h5", part=np.s_[:40, :64, :64]))
-    report = denoise_file(part, tmp_path / "clean.h5", "kalman")
+    (report,) = denoise_file(part, tmp_path / "clean.h5", "kalman")
     check_without_truth(report, 4, 0.95)
     with h5py.File(tmp_path / "clean.h5") as file:
         assert np.isfinite(file["/entry/clean/data"][:]).all()
@@ -68,7 +68,7 @@ def test_an_stxm_stack_is_cleaned_from_file_to_file(tmp_path):
 
 def test_a_pollux_nexus_file_is_read_as_it_is(tmp_path):
     source = DATA / "nxstxm_PolLux" / "Sample_Stack_2021-03-16_128.hdf5"
-    report = denoise_file(source, tmp_path / "clean.h5", "quiet", Recipe(steps=2))
+    (report,) = denoise_file(source, tmp_path / "clean.h5", "quiet", Recipe(steps=2))
     assert report.used in {"kalman", "median", "svd"}  # four energies are fewer than the window
     assert "fewer than the 7" in report.reason
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -418,3 +420,14 @@ def test_stricter_rules_want_more():
 
 def test_a_decision_without_numbers_says_so():
     assert np.isnan(Decision("reject", "no reason").gain)
+
+
+def test_what_one_channel_gains_another_must_not_pay_for():
+    world = World(frames=16)
+    good, bad, classical = world.off_by(0.1), world.off_by(0.5), world.off_by(0.4)
+    two = [replace(classical, channel=classical.channel + n) for n in (0, 1)]
+    both = [good, replace(good, channel=good.channel + 1)]
+    assert action(concatenate(both), None, concatenate(two)) == "promote"
+    both[1] = replace(bad, channel=bad.channel + 1)
+    decision = decide(concatenate(both), None, concatenate(two))
+    assert (decision.action, "in channels [1]" in decision.reason) == ("reject", True)

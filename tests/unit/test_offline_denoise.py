@@ -304,7 +304,7 @@ def recording_path(tmp_path):
 
 def test_a_file_gives_what_the_array_gives_and_keeps_its_provenance(tmp_path, recording_path):
     out = tmp_path / "out.h5"
-    report = denoise_file(recording_path, out, "quiet", Recipe(steps=3, seed=2), fallback=())
+    (report,) = denoise_file(recording_path, out, "quiet", Recipe(steps=3, seed=2), fallback=())
     array = np.load(recording_path)
     expected = quietbeam.denoise(array, "quiet", steps=3, seed=2, fallback=())
     with h5py.File(out) as file:

@@ -58,15 +58,19 @@ def _execute(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected more than 0")
-    report = _denoise(arguments)
+    reports = _denoise(arguments)
     if arguments.json:
-        print_json({"output": arguments.output, **report.as_dict()})
-    else:
-        print_mapping(_shown(report) | {"written": arguments.output})
+        one = reports[0].as_dict()
+        several = {"channels": [report.as_dict() for report in reports]}
+        print_json({"output": arguments.output, **(one if len(reports) == 1 else several)})
+        return 0
+    for report in reports:
+        print_mapping(_shown(report))
+    print_mapping({"written": arguments.output})
     return 0
 
 
-def _denoise(arguments: argparse.Namespace) -> Report:
+def _denoise(arguments: argparse.Namespace) -> tuple[Report, ...]:
     from quietbeam.offline.denoise import FALLBACK
     from quietbeam.offline.train import Recipe, use_threads
     from quietbeam.offline.write import corrections, denoise_file

@@ -44,6 +44,7 @@ class CalibratedSeries:
         mask: (h, w) bool, True where a pixel is bad throughout.
         images: The frames are unrelated images: their noise is measured in
             space, not from frame to frame.
+        channel: Which of several channels the series is, for the corrections.
 
     Raises:
         DataError: The images are smaller than 16 x 16 pixels or the mask has
@@ -57,6 +58,7 @@ class CalibratedSeries:
         mask: Valid | None = None,
         *,
         images: bool = False,
+        channel: str | None = None,
     ) -> None:
         t, h, w = series.shape
         if min(h, w) < MIN_SIDE_PX:
@@ -72,6 +74,7 @@ class CalibratedSeries:
             frame_time_s=series.frame_time_s,
             frames_expected=t,
             mask=mask,
+            metadata={} if channel is None else {"channel": channel},
         )
         self._corrections = Corrections(self.run, corrections)
         self._kept: OrderedDict[int, Prepared] = OrderedDict()

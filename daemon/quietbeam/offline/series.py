@@ -1,7 +1,8 @@
 """Reads a series of images from a file, one frame at a time.
 
 HDF5, NeXus (the default signal, or ``file.h5:/path/to/dataset``), TIFF stacks
-and ``.npy``.  Nothing is loaded before it is asked for.
+and ``.npy``.  Nothing is loaded before it is asked for.  Frames of several channels
+are found where the file says so: NXdata whose second axis is ``channel``.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ class Series:
 
     Attributes:
         source: File and dataset, for messages and provenance.
-        shape: (t, h, w).
+        shape: (t, h, w); (t, c, h, w) with several channels.
         dtype: Of every frame, native byte order.
         frame_time_s: From one frame to the next, or None if the file does not tell.
         read: Gives frame i, 0 <= i < t; used through indexing.
+        channels: Their names; empty where there is one.
     """
 
     source: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
     frame_time_s: float | None
     read: Callable[[int], NDArray[Any]]
+    channels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> NDArray[Any]:
-        """Give frame ``index`` as a C-ordered (h, w) array; negative counts from the end.
+        """Give frame ``index`` as a C-ordered array; negative counts from the end.
 
         Raises:
             IndexError: There is no such frame.
@@ -71,6 +74,21 @@ class Series:
     def __iter__(self) -> Iterator[NDArray[Any]]:
         for index in range(len(self)):
             yield self[index]
+
+    def channel(self, name: str | None) -> Series:
+        """Give one channel of several as a series; one that is alone fits any name.
+
+        Raises:
+            DataError: There is none of that name.
+        """
+        if not self.channels:
+            return self
+        if name not in self.channels:
+            wanted = "one image" if name is None else f"channel {name!r}"
+            raise DataError(f"{self.source}: has channels {list(self.channels)}; expected {wanted}")
+        number, (t, _, h, w) = self.channels.index(name), self.shape
+        source, read = f"{self.source}[{name}]", self.read
+        return Series(source, (t, h, w), self.dtype, self.frame_time_s, lambda i: read(i)[number])
 
 
 @contextmanager
@@ -114,19 +132,19 @@ def _series(
     dtype: np.dtype[Any],
     read: Callable[[int], NDArray[Any]],
     frame_time_s: float | None = None,
+    channels: tuple[str, ...] = (),
 ) -> Series:
     """Check that these are grey images; a single one is a series of one."""
     if len(shape) == 2:
         shape = (1, *shape)
-    if len(shape) != 3 or 0 in shape:
+    if len(shape) != (4 if channels else 3) or 0 in shape:
         raise DataError(
             f"{source}: shape {shape} is not an image series; expected (frames, height, width)"
             + (", one grey value per pixel, not colour" if shape[-1:] in {(3,), (4,)} else "")
         )
     if dtype.kind not in "uif":
         raise DataError(f"{source}: dtype {dtype} is not a count; expected integers or floats")
-    t, h, w = shape
-    return Series(source, (t, h, w), dtype.newbyteorder("="), frame_time_s, read)
+    return Series(source, shape, dtype.newbyteorder("="), frame_time_s, read, channels)
 
 
 def _open_npy(path: Path) -> Series:
@@ -191,10 +209,20 @@ def _open_hdf5(path: Path, name: str | None, stack: ExitStack) -> Series:
         raise DataError(f"{path}: {_advice(file, name)}")
 
     def read(index: int) -> NDArray[Any]:
-        return dataset[index] if dataset.ndim == 3 else dataset[()]
+        return dataset[()] if dataset.ndim == 2 else dataset[index]
 
-    source = f"{path}:{dataset.name}"
-    return _series(source, dataset.shape, dataset.dtype, read, _frame_time(dataset))
+    source, channels = f"{path}:{dataset.name}", _channels(dataset)
+    return _series(source, dataset.shape, dataset.dtype, read, _frame_time(dataset), channels)
+
+
+def _channels(dataset: Node) -> tuple[str, ...]:
+    """Read the names on the second axis of four, where the file tells them."""
+    axes, names = dataset.parent.attrs.get("axes"), dataset.parent.get("channel")
+    named = isinstance(axes, np.ndarray | list | tuple) and len(axes) == dataset.ndim == 4
+    if not named or _text(axes[1]) != "channel" or names is None:
+        return ()
+    found = tuple(_text(name) for name in np.atleast_1d(names[()]))
+    return found if len(found) == dataset.shape[1] > 1 else ()
 
 
 def _default_signal(file: Node) -> Any:
@@ -203,7 +231,7 @@ def _default_signal(file: Node) -> Any:
     group = group and _nexus_default(group, "NXdata")
     if group is not None:
         signal = _text(group.attrs.get("signal"))
-        if signal in group and group[signal].ndim in {2, 3}:
+        if signal in group and _is_image_series(group[signal]):
             return group[signal]
         for item in group.values():  # before 2014 the attribute was on the dataset
             if _text(item.attrs.get("signal")) == "1":
@@ -213,6 +241,10 @@ def _default_signal(file: Node) -> Any:
     if len(choices) == 1 or len(named) == 1:
         return (named or choices)[0]
     return None
+
+
+def _is_image_series(item: Any) -> bool:
+    return item.ndim in {2, 3} or bool(_channels(item))
 
 
 def _nexus_default(group: Node, nexus_class: str) -> Any:

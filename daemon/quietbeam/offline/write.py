@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import Any
 
 from quietbeam.core.errors import SinkError
 from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.planes import stacked
 from quietbeam.core.plugin import CorrectionPlugin, SinkPlugin
 from quietbeam.core.recording import Recorder
-from quietbeam.core.result import Result
+from quietbeam.core.result import MetricSpec, Result
 from quietbeam.model import checkpoint
+from quietbeam.model.channels import joined_figures, specs_for
 from quietbeam.model.torch_engine import weights_of
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
@@ -32,13 +34,14 @@ from quietbeam.offline.train import Recipe
 from quietbeam.registry import find
 
 _METRICS = {
-    "quality.psnr_estimated_db": ("dB", "Estimated PSNR of the clean frames, of all together"),
-    "quality.psnr_error_db": ("dB", "Standard error of the estimated PSNR"),
-    "quality.psnr_raw_db": ("dB", "Estimated PSNR of the raw frames, of all together"),
-    "quality.peak": ("count", "Signal range that the PSNR figures refer to"),
-    "quality.trusted": (
-        "",
-        "1 where the noise is zero-mean and independent in time: the figures hold",
+    "quality.psnr_estimated_db": MetricSpec(
+        "dB", "Estimated PSNR of the clean frames, of all together"
+    ),
+    "quality.psnr_error_db": MetricSpec("dB", "Standard error of the estimated PSNR"),
+    "quality.psnr_raw_db": MetricSpec("dB", "Estimated PSNR of the raw frames, of all together"),
+    "quality.peak": MetricSpec("count", "Signal range that the PSNR figures refer to"),
+    "quality.trusted": MetricSpec(
+        "", "1 where the noise is zero-mean and independent in time: the figures hold"
     ),
 }
 
@@ -69,8 +72,11 @@ def denoise_file(
     weights: Path | None = None,
     overwrite: bool = False,
     progress: Progress = lambda _what, _share: None,
-) -> Report:
+) -> tuple[Report, ...]:
     """Clean ``source`` into ``output``, frame by frame: it may be larger than memory.
+
+    Every channel is a recording of its own: calibrated, trained on and judged
+    alone, in its share of the time.
 
     Args:
         source: ``file`` or ``file:/dataset``: HDF5, NeXus, TIFF or .npy.
@@ -80,9 +86,13 @@ def denoise_file(
         fallback: Classical denoisers the network has to beat to be used.
         applied: Correction plugins, in order.
         images: The frames are unrelated images, not a video.
-        weights: The trained network is saved there, if one is used.
+        weights: The trained network is saved there, if one is used; of several
+            channels, beside it with the name of the channel.
         overwrite: ``output`` may exist.
         progress: Told what is being done and the share that is done.
+
+    Returns:
+        One report for each channel.
 
     Raises:
         DataError: ``source`` cannot be read as an image series.
@@ -91,11 +101,18 @@ def denoise_file(
     recipe = recipe or Recipe()
     target = _checked_target(source, output, overwrite=overwrite)
     began = time.monotonic()
-    with (
-        open_series(source) as series,
-        CalibratedSeries(series, applied, images=images) as recording,
-    ):
-        choice = choose(recording, denoiser, recipe, fallback, progress)
+    with open_series(source) as series, ExitStack() as stack:
+        recordings = [
+            stack.enter_context(
+                CalibratedSeries(series.channel(name), applied, images=images, channel=name)
+            )
+            for name in series.channels or (None,)
+        ]
+        recipe = replace(recipe, minutes=recipe.minutes / len(recordings))
+        parts = [
+            _Part(recording, choose(recording, denoiser, recipe, fallback, progress))
+            for recording in recordings
+        ]
         settings = {
             "source": series.source,
             "denoiser": denoiser,
@@ -104,19 +121,53 @@ def denoise_file(
             "corrections": {type(one).__name__: one.model_dump(mode="json") for one in applied},
             "images": images,
         }
-        if weights is not None and choice.version:
-            _save_weights(weights, choice, settings)
-        sample = Sample(recording)
-        with _Writer(recording, choice, settings, target) as writer:
-            for frame in cleaned(recording, choice, progress):
-                writer.write(frame)
-                sample.add(frame.estimate, frame.clean)
-            report = make_report(
-                recording, choice, sample.figures(choice.verdict), denoiser, recipe, began
+        if weights is not None:
+            _save_weights(weights, parts, settings)
+        samples = [Sample(recording) for recording in recordings]
+        with _Writer(parts, settings, target) as writer:
+            for frames in zip(
+                *[cleaned(part.recording, part.choice, progress) for part in parts], strict=True
+            ):
+                writer.write(frames)
+                for sample, frame in zip(samples, frames, strict=True):
+                    sample.add(frame.estimate, frame.clean)
+            reports = tuple(
+                make_report(
+                    part.recording,
+                    part.choice,
+                    sample.figures(part.choice.verdict),
+                    denoiser,
+                    recipe,
+                    began,
+                )
+                for part, sample in zip(parts, samples, strict=True)
             )
-            writer.finish(report)
+            writer.finish(reports)
     target.replace(output)
-    return report
+    return reports
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One channel and what it is cleaned with."""
+
+    recording: CalibratedSeries
+    choice: Choice
+
+    @property
+    def channel(self) -> str:
+        return str(self.recording.run.metadata.get("channel", ""))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        known = estimated(self.recording.noise, self.choice.verdict, self.recording.correlation)
+        return {
+            "quality.psnr_estimated_db": known["psnr_clean_db"],
+            "quality.psnr_error_db": known["psnr_error_db"],
+            "quality.psnr_raw_db": known["psnr_raw_db"],
+            "quality.peak": known["peak"],
+            "quality.trusted": float(known["trusted"]),
+        }
 
 
 def _checked_target(source: str | Path, output: Path, *, overwrite: bool) -> Path:
@@ -137,37 +188,30 @@ def _checked_target(source: str | Path, output: Path, *, overwrite: bool) -> Pat
     return target
 
 
-def _save_weights(path: Path, choice: Choice, settings: Mapping[str, Any]) -> None:
-    assert choice.module is not None  # noqa: S101  # version 1 says so
-    provenance = {
-        "denoiser": choice.name,
-        "settings": json.dumps(settings, default=str),
-        "version": str(choice.version),
-        "steps": str(choice.training.steps if choice.training else 0),
-    }
-    checkpoint.save(path, weights_of(choice.module), provenance)
+def _save_weights(path: Path, parts: Sequence[_Part], settings: Mapping[str, Any]) -> None:
+    for part in parts:
+        choice = part.choice
+        if not choice.version or choice.module is None:
+            continue
+        provenance = {
+            "denoiser": choice.name,
+            "settings": json.dumps(settings, default=str),
+            "version": str(choice.version),
+            "steps": str(choice.training.steps if choice.training else 0),
+        }
+        own = path.with_stem(f"{path.stem}-{part.channel}") if part.channel else path
+        checkpoint.save(own, weights_of(choice.module), provenance)
 
 
 class _Writer:
     """The sink that live recordings go to, fed with one run."""
 
-    def __init__(
-        self,
-        recording: CalibratedSeries,
-        choice: Choice,
-        settings: Mapping[str, Any],
-        path: Path,
-    ) -> None:
-        self._recording, self._choice, self._path = recording, choice, path
-        known = estimated(recording.noise, choice.verdict, recording.correlation)
-        self._figures = {
-            "quality.psnr_estimated_db": known["psnr_clean_db"],
-            "quality.psnr_error_db": known["psnr_error_db"],
-            "quality.psnr_raw_db": known["psnr_raw_db"],
-            "quality.peak": known["peak"],
-            "quality.trusted": float(known["trusted"]),
-        }
-        self._run = _run_start(recording, settings)
+    def __init__(self, parts: Sequence[_Part], settings: Mapping[str, Any], path: Path) -> None:
+        self._parts, self._path = parts, path
+        self._frames = len(parts[0].recording)
+        self._run = _run_start(parts, settings)
+        self._figures = joined_figures([part.figures for part in parts], self._run.channels)
+        self._denoiser = "+".join(dict.fromkeys(part.choice.name for part in parts))
         self._stack = ExitStack()
         self._done = False
 
@@ -179,7 +223,8 @@ class _Writer:
         self._sink: Recorder = sink
         try:
             sink.start(self._run)
-            sink.note(_json(_decision(self._choice)))
+            for part in self._parts:
+                sink.note(_json(_decision(part)))
         except BaseException:
             self._stack.close()
             raise
@@ -196,65 +241,64 @@ class _Writer:
             for path in (self._path, part_of(self._path)):
                 path.unlink(missing_ok=True)
 
-    def write(self, frame: CleanFrame) -> None:
-        raw = frame.estimate.prepared.frame
-        now = time.monotonic_ns()
-        self._sink.raw(
-            Frame(
-                run=raw.run,
-                index=raw.index,
-                time_ns=raw.time_ns,
-                received_ns=now,
-                pixels=raw.pixels,
-            )
-        )
+    def write(self, frames: Sequence[CleanFrame]) -> None:
+        """Write one frame; ``frames`` are its channels."""
+        measured = [frame.estimate.prepared.frame for frame in frames]
+        of = {
+            "run": self._run.run,
+            "index": measured[0].index,
+            "time_ns": measured[0].time_ns,
+            "received_ns": time.monotonic_ns(),
+        }
+        self._sink.raw(Frame(**of, pixels=stacked([raw.pixels for raw in measured])))
         self._sink.write(
             Result(
-                run=raw.run,
-                index=raw.index,
-                time_ns=raw.time_ns,
-                received_ns=now,
-                clean=frame.clean,
-                sd=frame.sd,
+                **of,
+                clean=stacked([frame.clean for frame in frames]),
+                sd=stacked([frame.sd for frame in frames]),
                 raw=None,
                 metrics=self._figures,
-                denoiser=self._choice.name,
-                model_version=self._choice.version,
+                denoiser=self._denoiser,
+                model_version=max(part.choice.version for part in self._parts),
                 latency_s=0.0,
             )
         )
 
-    def finish(self, report: Report) -> None:
+    def finish(self, reports: Sequence[Report]) -> None:
         """Complete the file.
 
         Raises:
             SinkError: Frames are missing in it: the disk is full.
         """
-        self._sink.note(_json({"type": "report", **report.as_dict()}))
+        for report in reports:
+            self._sink.note(_json({"type": "report", **report.as_dict()}))
         self._sink.stop(RunEnd(run=self._run.run, reason="completed"))
         finished = self._sink.take_finished()
         written = sum(file.clean for file in finished)
-        if len(finished) != 1 or written != len(self._recording):
+        if len(finished) != 1 or written != self._frames:
             raise SinkError(
-                f"{self._path}: only {written} of {len(self._recording)} frames were written; "
+                f"{self._path}: only {written} of {self._frames} frames were written; "
                 "is the disk full?"
             )
         self._done = True
 
 
-def _run_start(recording: CalibratedSeries, settings: Mapping[str, Any]) -> RunStart:
+def _run_start(parts: Sequence[_Part], settings: Mapping[str, Any]) -> RunStart:
     text = json.dumps(settings, indent=2, default=str)
+    run, channels = parts[0].recording.run, tuple(filter(None, (part.channel for part in parts)))
     ours = {
         "version": version("quietbeam"),
         "config": text,
         "config_sha256": sha256(text.encode()).hexdigest(),
         "name": "denoise",
         "metrics": {
-            name: {"unit": unit, "description": description, "shape": []}
-            for name, (unit, description) in _METRICS.items()
+            name: {"unit": spec.unit, "description": spec.description, "shape": []}
+            for name, spec in (_METRICS | specs_for(_METRICS, channels)).items()
         },
     }
-    return replace(recording.run, metadata={"quietbeam": ours})
+    shape = (len(channels), *run.shape) if channels else run.shape
+    source = str(settings["source"])
+    return replace(run, run=source, shape=shape, channels=channels, metadata={"quietbeam": ours})
 
 
 def _json(value: Any) -> str:
@@ -270,8 +314,9 @@ def _json(value: Any) -> str:
     return json.dumps(plain(value), default=str)
 
 
-def _decision(choice: Choice) -> dict[str, Any]:
+def _decision(part: _Part) -> dict[str, Any]:
     """Say it as the live gate does; the recorder takes the weights' hash from it."""
+    choice = part.choice
     return {
         "type": "decision",
         "action": "promote" if choice.version else "reject",
@@ -281,4 +326,5 @@ def _decision(choice: Choice) -> dict[str, Any]:
         "reason": choice.reason,
         "gain": choice.gain,
         "standard_error": choice.gain_error,
+        **({"channel": part.channel} if part.channel else {}),
     }

@@ -15,7 +15,7 @@ from quietbeam.core.ledger import Ledger
 from quietbeam.core.planes import planes
 from quietbeam.core.plugin import AnalysisPlugin, Pixels
 from quietbeam.core.result import MetricSpec
-from quietbeam.pipeline.channels import named_for, specs_for
+from quietbeam.model.channels import named_for, specs_for
 
 Measure = Callable[[Pixels, Pixels], Mapping[str, Any]]
 

@@ -20,11 +20,11 @@ from quietbeam.core.events import RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.planes import stacked
 from quietbeam.core.result import Result
+from quietbeam.model.channels import joined_figures, joined_notices
 from quietbeam.model.clean import Estimate, to_counts
 from quietbeam.model.correct import Float
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.pipeline.analyse import Analyses
-from quietbeam.pipeline.channels import joined_figures, joined_notices
 from quietbeam.pipeline.live import Model
 from quietbeam.pipeline.quality import LiveQuality
 

@@ -18,9 +18,9 @@ from quietbeam.core.errors import EngineError
 from quietbeam.core.events import RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader, RingWriter
+from quietbeam.model.channels import calibration_account, each_channel, specs_for
 from quietbeam.model.stabilise import NoiseModel
 from quietbeam.pipeline.analyse import Analyses
-from quietbeam.pipeline.channels import calibration_account, each_channel, specs_for
 from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
 from quietbeam.pipeline.finish import Finish
 from quietbeam.pipeline.ingest import Ingest

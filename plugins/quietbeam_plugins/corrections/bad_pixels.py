@@ -17,7 +17,10 @@ Valid = NDArray[np.bool_]
 
 
 class BadPixels(CorrectionPlugin):
-    """A mask from a file, dilated, and limits on the counts."""
+    """A mask from a file, dilated, and limits on the counts.
+
+    A file of several channels has a mask for each; one of one is for all.
+    """
 
     mask: str | None = None
     """File as ``replay`` reads it; non-zero is bad."""
@@ -37,7 +40,7 @@ class BadPixels(CorrectionPlugin):
         Raises:
             ConfigError: It has another shape than the run.
         """
-        good = np.ones(run.shape, np.bool_) if self.mask is None else ~self._read(run.shape)
+        good = np.ones(run.shape, np.bool_) if self.mask is None else ~self._read(run)
 
         def correct(pixels: Pixels, valid: Valid) -> tuple[Pixels, Valid]:
             valid = valid & good
@@ -49,12 +52,12 @@ class BadPixels(CorrectionPlugin):
 
         yield correct
 
-    def _read(self, shape: tuple[int, ...]) -> Valid:
+    def _read(self, run: RunStart) -> Valid:
         with open_series(self.mask or "") as series:
-            bad = np.asarray(series[0]) != 0
-        if bad.shape != shape:
+            bad = np.asarray(series.channel(run.metadata.get("channel"))[0]) != 0
+        if bad.shape != run.shape:
             raise ConfigError(
-                f"mask {self.mask!r} has shape {bad.shape}; the detector sends {shape}"
+                f"mask {self.mask!r} has shape {bad.shape}; the detector sends {run.shape}"
             )
         for _ in range(self.grow_px):
             grown = bad.copy()

@@ -22,7 +22,8 @@ class DarkFlat(CorrectionPlugin):
 
     Each is a file as ``replay`` reads it (``FILE.h5:/dataset``, TIFF, .npy);
     of a series the mean is taken.  The flat is dark-corrected and divided by
-    its own median, so that counts stay counts.
+    its own median, so that counts stay counts.  A file of several channels has
+    an image for each, by name; one of one is for all.
     """
 
     dark: str | None = None
@@ -41,10 +42,10 @@ class DarkFlat(CorrectionPlugin):
         """
         dark = np.zeros(run.shape, np.float32)
         if self.dark is not None:
-            dark = mean_image("dark", self.dark, run.shape)
+            dark = mean_image("dark", self.dark, run)
         gain, alive = np.float32(1), np.ones(run.shape, np.bool_)
         if self.flat is not None:
-            response = mean_image("flat", self.flat, run.shape) - dark
+            response = mean_image("flat", self.flat, run) - dark
             response /= np.median(response)
             alive = response >= self.min_response
             gain = np.where(alive, 1 / np.where(alive, response, 1), 0).astype(np.float32)
@@ -57,20 +58,23 @@ class DarkFlat(CorrectionPlugin):
         yield correct
 
 
-def mean_image(what: str, spec: str, shape: tuple[int, ...]) -> Pixels:
-    """Read the mean of a series as float32 (h, w).
+def mean_image(what: str, spec: str, run: RunStart) -> Pixels:
+    """Read the mean of a series, of the channel of ``run``, as float32 (h, w).
 
     Raises:
-        ConfigError: It cannot be read or has not ``shape``.
+        ConfigError: It cannot be read or has not the shape of ``run``.
     """
     path = Path(spec.partition(":/")[0])
     if not path.exists():
         raise ConfigError(f"{what} = {spec!r}: there is no such file")
-    with open_series(spec) as series:
+    with open_series(spec) as opened:
+        series = opened.channel(run.metadata.get("channel"))
         total = np.zeros(series.shape[1:], np.float64)
         for i in range(len(series)):
             total += series[i]
         image = (total / len(series)).astype(np.float32)
-    if image.shape != shape:
-        raise ConfigError(f"{what} = {spec!r} has shape {image.shape}; the detector sends {shape}")
+    if image.shape != run.shape:
+        raise ConfigError(
+            f"{what} = {spec!r} has shape {image.shape}; the detector sends {run.shape}"
+        )
     return image

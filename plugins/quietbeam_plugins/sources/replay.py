@@ -84,6 +84,7 @@ class Replay(SourcePlugin):
         start = RunStart(
             run=stamped(Path(self.file.partition(":/")[0]).stem),
             shape=series.shape[1:],
+            channels=series.channels,
             dtype=series.dtype,
             frame_time_s=frame_time_s,
             frames_expected=count,

@@ -185,7 +185,8 @@ def _slice(text: str, spec: str) -> slice:
 
 
 def _read(where: str, part: Part) -> tuple[Float, str]:
-    with open_series(where) as series:
+    with open_series(where) as opened:
+        series = opened.channel(None)
         chosen = range(len(series))[part[0]]
         frames = [series[i][part[1], part[2]].astype(np.float32) for i in chosen]
         source = series.source

@@ -51,13 +51,18 @@ class Report:
 
 
 def simulated_run(
-    first: NDArray[Any], frames: int, rate_hz: float, label: str = "simulated"
+    first: NDArray[Any],
+    frames: int,
+    rate_hz: float,
+    label: str = "simulated",
+    channels: tuple[str, ...] = (),
 ) -> RunStart:
     """Describe a series that looks like ``first`` throughout."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     return RunStart(
         run=f"{label}-{stamp}",
-        shape=(first.shape[0], first.shape[1]),
+        shape=first.shape,
+        channels=channels,
         dtype=np.dtype(first.dtype),
         frame_time_s=1 / rate_hz,
         exposure_s=0.9 / rate_hz,
@@ -79,7 +84,8 @@ def simulate(
 
     A frame that no reader takes within a frame time is given up and counted.
     """
-    run = simulated_run(images[0], frames, rate_hz)
+    channels = getattr(images, "channels", ())
+    run = simulated_run(images[0], frames, rate_hz, channels=channels)
     for message in encoder.start(run):
         sender.send(message)
     sent = unsent = late = 0
