@@ -52,6 +52,8 @@ class Dashboard:
         table = _table("estimated quality (no truth used)")
         table.add_row("PSNR raw", _db(pipeline.get("psnr_raw_db")))
         table.add_row("PSNR clean", _estimated(pipeline))
+        for channel in pipeline.get("channels") or ():
+            table.add_row(f"  {channel['name']}", _db(channel["psnr_estimated_db"]))
         table.add_row("", _sparkline(list(self._history)))
         if message := (status.get("noise") or {}).get("message"):
             table.add_row("noise", Text(str(message), style="yellow"))
