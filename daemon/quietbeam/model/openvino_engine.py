@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -137,8 +138,7 @@ class OpenVinoEngine:
             for tensor, first in zip(fresh, self._first, strict=True):
                 np.copyto(tensor.data, first)
             self._states[channel] = fresh
-            for tensor in held:
-                self._release(tensor, channel)
+            self._release(held, channel)
 
     def __call__(
         self, frame: NDArray[np.float32]
@@ -174,8 +174,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on a frame of {self._shape}: {error}") from error
         self._states[channel] = after
-        for tensor in before.values():
-            self._release(tensor, channel)
+        self._release(before.values(), channel)
         self._frame = self._take((1, 1, *self._shape[-2:]))
         mean, variance = (result.data[0, 0] for result in self._results)
         return mean + level, variance.copy()
@@ -185,13 +184,12 @@ class OpenVinoEngine:
         spare = self._spare.setdefault(tuple(shape), [])
         return spare.pop() if spare else ov.Tensor(ov.Type.f32, ov.Shape(list(shape)))
 
-    def _release(self, tensor: ov.Tensor, channel: int) -> None:
-        """Take a tensor back, unless the channel's state holds it."""
-        if any(tensor is held for held in self._states[channel]):
-            return
-        spare = self._spare[tuple(tensor.shape)]
-        if not any(tensor is free for free in spare):
-            spare.append(tensor)
+    def _release(self, tensors: Iterable[ov.Tensor], channel: int) -> None:
+        """Take tensors back, except those that the channel's state holds."""
+        held = {id(tensor) for tensor in self._states[channel]}
+        for key, tensor in {id(tensor): tensor for tensor in tensors}.items():
+            if key not in held:
+                self._spare[tuple(tensor.shape)].append(tensor)
 
     def stage(self, weights: Weights) -> None:
         """Copy ``weights`` beside the live ones; raises EngineError where they do not fit."""
