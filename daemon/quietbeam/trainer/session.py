@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -18,15 +17,14 @@ from numpy.typing import NDArray
 
 from quietbeam import __version__
 from quietbeam.config import Config
-from quietbeam.core.denoiser import SelfCalibrating
 from quietbeam.core.engine import Weights
 from quietbeam.core.errors import EngineError, QuietbeamError
 from quietbeam.core.events import RunStart
 from quietbeam.model import checkpoint
 from quietbeam.model.export import export
 from quietbeam.model.stabilise import NoiseModel, Stabiliser
-from quietbeam.model.torch_engine import load_weights, weights_of
-from quietbeam.trainer.gate import Decision, Rules, best_classical, choose_fallback, decide
+from quietbeam.trainer.contest import Contest
+from quietbeam.trainer.gate import Decision, Rules, choose_fallback
 from quietbeam.trainer.guard import GuardFrame
 from quietbeam.trainer.intake import Intake, stored_dtype
 from quietbeam.trainer.loop import Training
@@ -45,7 +43,6 @@ MIN_STEPS = 50
 """Before these a candidate is not worth judging."""
 _WAIT_S = 0.05
 _MAX_RUNS = 256
-_CALIBRATION_BATCHES = 16
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -71,10 +68,8 @@ class Session:
         self._config, self._emit = config, emit
         torch.manual_seed(config.trainer.seed)
         module = config.denoiser.plugin.build()
-        self._classical = {named.name: named.plugin.build() for named in config.classical}
-        self._fallback = config.fallback.name
-        self._candidate, self._live = copy.deepcopy(module), copy.deepcopy(module)
-        self._live_version = 0
+        classical = {named.name: named.plugin.build() for named in config.classical}
+        self._contest = Contest(module, classical, config.fallback.name)
         self._training = Training(module, config.trainer) if module.trainable else None
         self._versions = Versions(places.checkpoints, config.denoiser.name)
         self._data: Memory | None = None
@@ -110,15 +105,14 @@ class Session:
             version: Of the network in use.
             fallback: The classical denoiser in use; None if that has not changed.
         """
-        if fallback in self._classical:
-            self._fallback = fallback
+        if fallback is not None and fallback in self._contest.classical:
+            self._contest.fallback = fallback
         self._versions.seen(version)
-        self._live_version = 0
+        self._contest.live_version = 0
         if version == 0:
             return
         try:
-            load_weights(self._live, self._versions.load(version))
-            self._live_version = version
+            self._contest.set_live(version, self._versions.load(version))
         except QuietbeamError as error:
             log.warning("live_version_unreadable", version=version, reason=str(error))
 
@@ -161,8 +155,8 @@ class Session:
             self._data = Memory(
                 run.shape,
                 self._config.trainer,
-                self._candidate,
-                max(denoiser.lag for denoiser in self._classical.values()),
+                self._contest.candidate,
+                max(denoiser.lag for denoiser in self._contest.classical.values()),
                 self._stabilisers,
             )
         self._data.history.start(stored_dtype(run, self._config.corrections))
@@ -219,7 +213,7 @@ class Session:
         if len(frames) < Rules().min_frames:
             return
         early = training.steps < MIN_STEPS and not self._ready_made
-        nothing_to_judge = early and not self._live_version
+        nothing_to_judge = early and not self._contest.live_version
         done = self._compared if nothing_to_judge else self._judged
         if frames[-1].serial == done:
             return
@@ -228,8 +222,12 @@ class Session:
         if nothing_to_judge:
             return
         idle = self._frozen or early
-        weights = None if idle else self._with_variances(data, training.mean_weights())
-        decision = self._decide(data, frames, classical, weights)
+        contest = self._contest
+        weights = None if idle else contest.with_variances(data, training.mean_weights())
+        older = self._calibrated(data.guards.older)
+        decision = contest.decide(
+            data, frames, older, classical, weights, impulsive=self._impulsive
+        )
         if decision is None:
             return
         self._judged = frames[-1].serial
@@ -238,64 +236,16 @@ class Session:
         if not self._frozen:
             self.save()
 
-    def _with_variances(self, data: Memory, weights: Weights) -> Weights:
-        """Set the variances of the mean weights, which no step of training has seen at work."""
-        if not isinstance(self._candidate, SelfCalibrating):
-            return weights
-        drawn = (data.sampler.draw() for _ in range(_CALIBRATION_BATCHES))
-        batches = [
-            (torch.from_numpy(clip), torch.from_numpy(valid)) for clip, valid in filter(None, drawn)
-        ]
-        try:
-            load_weights(self._candidate, weights)
-        except EngineError:
-            return weights  # the gate will say why
-        self._candidate.calibrate(batches)
-        return weights_of(self._candidate)
-
     def _compare_classical(self, data: Memory, frames: list[GuardFrame]) -> dict[str, Scores]:
-        """Judge every classical denoiser; say so where another one should run."""
-        kept = [*data.guards.recent, *data.guards.older]
-        data.judge.forget(kept, {*self._classical, self._name()})
-        classical = {
-            name: data.judge.scores(denoiser, frames, name)
-            for name, denoiser in self._classical.items()
-        }
+        """Score every classical denoiser; say so where another one should run."""
+        classical = self._contest.score_classical(data, frames)
         if frames[-1].serial != self._compared:
             self._compared = frames[-1].serial
-            choice = choose_fallback(classical, self._fallback, impulsive=self._impulsive)
+            fallback = self._contest.fallback
+            choice = choose_fallback(classical, fallback, impulsive=self._impulsive)
             if choice is not None:
-                self._tell(choice, self._live_version)
+                self._tell(choice, self._contest.live_version)
         return classical
-
-    def _decide(
-        self,
-        data: Memory,
-        frames: list[GuardFrame],
-        all_classical: dict[str, Scores],
-        weights: Weights | None,
-    ) -> Decision | None:
-        judge = data.judge
-        best = best_classical(all_classical, impulsive=self._impulsive)
-        classical = all_classical[best]
-        live = judge.scores(self._live, frames, self._name()) if self._live_version else None
-        candidate = None
-        if weights is not None:
-            try:
-                load_weights(self._candidate, weights)
-            except EngineError as error:
-                return Decision("reject", str(error), classical=best)
-            candidate = judge.scores(self._candidate, frames)
-
-        def replay() -> tuple[Scores, Scores] | None:
-            older = self._calibrated(data.guards.older)
-            if not older:
-                return None
-            running = (self._live, self._name()) if live else (self._classical[best], best)
-            return judge.scores(running[0], older, running[1]), judge.scores(self._candidate, older)
-
-        decision = decide(candidate, live, classical, impulsive=self._impulsive, replay=replay)
-        return None if decision is None else replace(decision, classical=best)
 
     def _announce(self, decision: Decision, weights: Weights | None) -> None:
         """Keep the weights of a promotion, and tell the daemon."""
@@ -304,7 +254,7 @@ class Session:
             gate = {f"gate.{key}": str(value) for key, value in _numbers(decision).items()}
             try:
                 path = self._versions.promote(
-                    weights, self._provenance() | gate, in_use=self._live_version
+                    weights, self._provenance() | gate, in_use=self._contest.live_version
                 )
                 digest = checkpoint.sha256(path)
             except EngineError as error:
@@ -328,19 +278,16 @@ class Session:
             "checkpoint": None if path is None else str(path),
             "sha256": digest,
             "denoiser": decision.classical if decision.action == "fallback" else network,
-            "live": self._live_version,
-            "fallback": self._fallback,
+            "live": self._contest.live_version,
+            "fallback": self._contest.fallback,
         }
         log.info("gate_decision", **{key: value for key, value in event.items() if key != "type"})
         self._emit(event)
         if decision.action in {"fallback", "demote"}:
-            self._fallback = decision.classical  # unless the daemon says otherwise
+            self._contest.fallback = decision.classical  # unless the daemon says otherwise
 
     def _calibrated(self, frames: list[GuardFrame]) -> list[GuardFrame]:
         return [frame for frame in frames if frame.run in self._stabilisers]
-
-    def _name(self) -> str:
-        return f"version {self._live_version}"
 
     def _provenance(self) -> dict[str, str]:
         return {
@@ -350,7 +297,7 @@ class Session:
             "run": self._run,
             "steps": str(0 if self._training is None else self._training.steps),
             "frames_seen": str(self._intake.seen),
-            "parent_version": str(self._live_version),
+            "parent_version": str(self._contest.live_version),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
