@@ -8,7 +8,6 @@ import pytest
 
 from quietbeam.core.errors import EngineError, QuietbeamError
 from quietbeam.service.live_model import LiveModel
-from quietbeam.service.shed import Shed
 from quietbeam.service.training import Trainer
 
 
@@ -258,15 +257,3 @@ def test_a_new_trainer_is_told_what_the_last_one_knew():
     ]
     trainer.resume("overload")
     assert {"type": "freeze"} not in list(trainer._greet())
-
-
-def test_training_rests_under_load_and_goes_on_only_after_a_calm_time():
-    shed = Shed(calm_s=5)
-    assert not shed.update(0.5, 0)
-    assert shed.update(0.8, 1)
-    assert shed.update(0.5, 2)
-    assert shed.update(0.1, 3)
-    assert shed.update(0.3, 7)
-    assert shed.update(0.1, 8)
-    assert shed.update(0.1, 12)
-    assert not shed.update(0.1, 13)

@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from quietbeam.core.channel import Delivery
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.events import Event, Frame, RunEnd, RunStart
 from quietbeam.core.result import MetricSpec, Result
@@ -99,6 +100,35 @@ class Sink(Protocol):
         ...
 
 
+class RawSink(Protocol):
+    """Where raw frames go, whatever becomes of the cleaned ones; else like ``Sink``."""
+
+    def start(self, run: RunStart) -> None:
+        """A run begins."""
+        ...
+
+    def raw(self, frame: Frame) -> str | None:
+        """Take one raw frame; give the reason where it was given up, to be counted."""
+        ...
+
+    def stop(self, end: RunEnd) -> None:
+        """The run is over."""
+        ...
+
+
+@runtime_checkable
+class PacedSink(Protocol):
+    """A light sink whose consumer sets the pace and is told of what it misses."""
+
+    def ready(self, timeout_s: float) -> bool:
+        """Wait for room for one more frame; False if there is none yet."""
+        ...
+
+    def lost(self, frames: int) -> None:
+        """So many frames were given up before they came to this sink."""
+        ...
+
+
 class RecordingSink(Sink, Protocol):
     """A sink in its own process that also takes every raw frame."""
 
@@ -116,6 +146,16 @@ class SinkPlugin(Plugin):
 
     own_process: ClassVar[bool] = False
     """Runs in a process of its own, reading the rings, as a ``RecordingSink``."""
+
+    @property
+    def takes(self) -> Literal["clean", "raw"]:
+        """Which frames a light sink is given; one that takes raw ones is a ``RawSink``."""
+        return "clean"
+
+    @property
+    def delivery(self) -> Delivery:
+        """What is done when a light sink cannot keep up; the raw ring itself bounds raw frames."""
+        return Delivery()
 
     @abstractmethod
     def open(self) -> AbstractContextManager[Sink]:

@@ -24,6 +24,7 @@ from quietbeam.model.correct import Corrections, Float, Valid
 from quietbeam.model.stabilise import NoiseModel, PhotonTransfer, Stabiliser
 from quietbeam.pipeline.finish import Estimated, Finish
 from quietbeam.pipeline.live import Model, Switch
+from quietbeam.pipeline.shed import Shed
 
 STAGE = "denoise"
 
@@ -115,6 +116,7 @@ class Denoise:
         start_run: Gives a ``RunCleaner`` for a run.
         finish: Takes the run's start and end, and every estimate.
         max_backlog: Frames that may wait before the oldest are given up.
+        shed: Told how full that is.
     """
 
     def __init__(
@@ -124,11 +126,13 @@ class Denoise:
         start_run: Callable[[RunStart], RunCleaner],
         finish: Finish,
         max_backlog: int,
+        shed: Shed,
     ) -> None:
         self._reader, self._runs = reader, records.RunReader(reader)
         self._ledger, self._start_run = ledger, start_run
         self._finish = finish
         self._max_backlog = max_backlog
+        self._overload = shed
         self._commands: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._log = structlog.get_logger(stage=STAGE)
         self.cleaner: RunCleaner | None = None
@@ -187,6 +191,7 @@ class Denoise:
 
     def _shed(self) -> None:
         """Give up the oldest waiting frames when there are too many: latency stays bounded."""
+        self._overload.update(self._reader.backlog / self._max_backlog, time.monotonic())
         if self._reader.backlog <= self._max_backlog:
             return
         while self._reader.backlog > self._max_backlog // 2 and self._reader.skip_frame():

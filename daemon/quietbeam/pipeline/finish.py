@@ -27,6 +27,7 @@ from quietbeam.model.stabilise import Stabiliser
 from quietbeam.pipeline.analyse import Analyses
 from quietbeam.pipeline.live import Model
 from quietbeam.pipeline.quality import LiveQuality
+from quietbeam.pipeline.shed import Shed
 
 CAPACITY = 4
 """Estimates that may wait; then the denoiser waits, and frames do in the raw ring."""
@@ -80,6 +81,7 @@ class Finish:
         ledger: Frames given out.
         analyses: Opened and measured here only.
         publish: Takes the run's start and end, and every result.
+        shed: Tells when frames go without analyses.
     """
 
     def __init__(
@@ -88,10 +90,11 @@ class Finish:
         ledger: Ledger,
         analyses: Analyses,
         publish: Callable[[RunStart | Result | RunEnd], None],
+        shed: Shed,
     ) -> None:
         self._stage, self._ledger = stage, ledger
-        self._analyses, self._publish = analyses, publish
-        self._channel: Channel[RunStart | Estimated | RunEnd] = Channel(CAPACITY, "wait")
+        self._analyses, self._publish, self._shed = analyses, publish, shed
+        self._channel: Channel[RunStart | Estimated | RunEnd] = Channel(CAPACITY)
         self._run: RunStart | None = None
         self._stabilisers: tuple[Stabiliser, ...] = ()
         self._counts: list[Counts] = []
@@ -145,7 +148,10 @@ class Finish:
     def _finish(self, item: Estimated) -> None:
         clean, sd, figures = self._back_to_counts(item)
         metrics: dict[str, float | NDArray[Any]] = {**figures}
-        metrics |= self._analyses.measure(clean, sd)
+        if self._shed.gives_up("analyses"):
+            self._ledger.note("shed", "analyses")
+        else:
+            metrics |= self._analyses.measure(clean, sd)
         frame = item.estimate.prepared.frame
         latency = (time.monotonic_ns() - frame.received_ns) / 1e9
         self._publish(

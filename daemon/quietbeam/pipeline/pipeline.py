@@ -25,8 +25,9 @@ from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
 from quietbeam.pipeline.finish import Finish
 from quietbeam.pipeline.ingest import Ingest
 from quietbeam.pipeline.networks import Networks
-from quietbeam.pipeline.publish import Publish, SinkThread
+from quietbeam.pipeline.publish import Publish, light_sinks
 from quietbeam.pipeline.quality import SPECS
+from quietbeam.pipeline.shed import Shed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +54,24 @@ class Pipeline:
         self.calibration: dict[str, Any] | None = None
         self.networks = Networks(config)
         analyses = Analyses(config.analyses, ledger)
-        self._light = [
-            SinkThread(named, ledger, f"{named.name}.{number}")
-            for number, named in enumerate(config.sinks)
-            if not named.plugin.own_process
-        ]
-        self._publish = Publish(rings.clean, self._light, ledger)
+        self.shed = Shed()
+        light = [(n, s) for n, s in enumerate(config.sinks) if not s.plugin.own_process]
+        self._light, outlets = light_sinks(light, rings.raw.path, self.shed, ledger)
+        self._publish = Publish(rings.clean, outlets, ledger)
         self._ingest = Ingest(
             config.source.plugin,
             rings.raw,
             ledger,
             lambda run: run_metadata(config, analyses, run.channels),
         )
-        self._finish = Finish(STAGE, ledger, analyses, self._publish)
+        self._finish = Finish(STAGE, ledger, analyses, self._publish, self.shed)
         self._denoise = Denoise(
             RingReader(rings.raw.path, "denoise"),
             ledger,
             self._start_run,
             self._finish,
             config.service.max_backlog_frames,
+            self.shed,
         )
         self._ingest.observe = lambda seconds: self.observe("ingest", seconds)
         self._denoise.observe = lambda seconds: self.observe("denoise", seconds)
@@ -191,6 +191,8 @@ class Pipeline:
             self._finish.body()
         finally:
             self._publish.close()
+            for sink in self._light:
+                sink.close()
 
     def _start_run(self, run: RunStart) -> RunCleaner:
         cleaner = RunCleaner(

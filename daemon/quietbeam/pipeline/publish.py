@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import structlog
 
 from quietbeam.config import Named
 from quietbeam.core import records
-from quietbeam.core.channel import Channel
-from quietbeam.core.events import RunEnd, RunStart
+from quietbeam.core.channel import Outbox
+from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
-from quietbeam.core.plugin import Sink, SinkPlugin
+from quietbeam.core.plugin import PacedSink, SinkPlugin
 from quietbeam.core.result import Result
 from quietbeam.core.ring import RingWriter
+from quietbeam.pipeline.raw_outbox import RawOutbox
+from quietbeam.pipeline.shed import Shed
 
 Item = RunStart | Result | RunEnd
 
-CAPACITY = 64
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0)
+_ROOM_S = 0.1
+_LAST_WAIT_S = 1.0
+"""For consumers that set the pace, all together, once the daemon stops."""
+_SHED_VIEW_S = 1.0
+"""While the display is given up, a view still gets a frame this often."""
+
+
+class Waiting(Protocol):
+    """The items that wait for one sink: an ``Outbox``, or a ``RawOutbox``."""
+
+    lost: int
+
+    @property
+    def closed_for_s(self) -> float | None: ...  # noqa: D102
+
+    def close(self) -> None: ...  # noqa: D102
+
+    def __iter__(self) -> Iterator[RunStart | Frame | Result | RunEnd]: ...
 
 
 class SinkThread:
-    """One light sink: a bounded channel that drops the oldest, and the thread that empties it.
+    """One light sink, and the thread that brings it what waits.
 
-    A stalled consumer fills its own channel only.  A sink that fails is opened
+    A stalled consumer fills its own queue only.  A sink that fails is opened
     again; the run it was in goes on with the next start.
     """
 
-    def __init__(self, named: Named[SinkPlugin], ledger: Ledger, label: str) -> None:
+    def __init__(
+        self, named: Named[SinkPlugin], waiting: Waiting, ledger: Ledger, label: str
+    ) -> None:
         self.label = label
         self._plugin = named.plugin
+        self._waiting = waiting
         self._ledger = ledger
-        self._channel: Channel[Item] = Channel(2 * CAPACITY, "wait")
         self._start: RunStart | None = None
+        self._told_lost = 0
         self._log = structlog.get_logger(sink=label)
-
-    def put(self, item: Item) -> None:
-        """Hand over one item; a full channel drops the frame and counts it."""
-        waiting = len(self._channel)
-        if isinstance(item, Result):
-            self._ledger.received(self.label)
-            if waiting >= CAPACITY:
-                self._ledger.dropped(self.label, "full")
-                return
-        if waiting < self._channel.capacity:  # starts and ends have room of their own
-            self._channel.put(item)
 
     def close(self) -> None:
         """Nothing more will come; what is queued is still written."""
-        self._channel.close()
+        self._waiting.close()
 
     def body(self) -> None:
         """The thread."""
@@ -63,7 +77,7 @@ class SinkThread:
                 failures = 1 if self._sent() > sent else failures + 1
                 if failures == 1:
                     self._log.error("sink_failed", error=repr(error))
-                if self._channel.closed:  # the daemon is stopping: no second chance
+                if self._waiting.closed_for_s is not None:  # stopping: no second chance
                     self._give_up()
                     return
                 time.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1])
@@ -71,7 +85,7 @@ class SinkThread:
                 return
 
     def _give_up(self) -> None:
-        left = sum(isinstance(item, Result) for item in self._channel)
+        left = sum(isinstance(item, Result | Frame) for item in self._waiting)
         self._ledger.dropped(self.label, "failed", left)
 
     def _sent(self) -> int:
@@ -82,10 +96,10 @@ class SinkThread:
         with self._plugin.open() as sink:
             if self._start is not None:
                 sink.start(self._start)
-            for item in self._channel:
+            for item in self._waiting:
                 self._pass_on(sink, item)
 
-    def _pass_on(self, sink: Sink, item: Item) -> None:
+    def _pass_on(self, sink: Any, item: RunStart | Frame | Result | RunEnd) -> None:
         match item:
             case RunStart():
                 self._start = item
@@ -93,12 +107,14 @@ class SinkThread:
             case RunEnd():
                 self._start = None
                 sink.stop(item)
-            case Result():
+            case _:
                 self._write(sink, item)
 
-    def _write(self, sink: Sink, result: Result) -> None:
+    def _write(self, sink: Any, item: Frame | Result) -> None:
         try:
-            reason = sink.write(result)
+            if isinstance(sink, PacedSink):
+                self._pace(sink)
+            reason = sink.raw(item) if isinstance(item, Frame) else sink.write(item)
         except Exception:
             self._ledger.dropped(self.label, "failed")
             raise
@@ -107,27 +123,80 @@ class SinkThread:
         else:
             self._ledger.dropped(self.label, reason)
 
+    def _pace(self, sink: PacedSink) -> None:
+        """Wait until there is room, but not for ever once the daemon stops; tell the losses."""
+        while not sink.ready(_ROOM_S) and (self._waiting.closed_for_s or 0.0) < _LAST_WAIT_S:
+            continue
+        lost = self._waiting.lost
+        sink.lost(lost - self._told_lost)
+        self._told_lost = lost
+
+
+class Outlet:
+    """The publishing side of one light sink that takes clean frames: never waits."""
+
+    def __init__(
+        self, plugin: SinkPlugin, outbox: Outbox[Item], shed: Shed, ledger: Ledger, label: str
+    ) -> None:
+        self._outbox, self._shed, self._ledger, self._label = outbox, shed, ledger, label
+        self._is_view = plugin.delivery.policy != "lossless"
+        self._next_view_s = 0.0
+
+    def put(self, item: Item) -> None:
+        """Hand over one item; a frame that is given up for want of room is counted."""
+        if not isinstance(item, Result):
+            self._outbox.put_mark(item)
+            return
+        self._ledger.received(self._label)
+        reason = "shed" if self._is_shed() else self._outbox.put_frame(item)
+        if reason is not None:
+            self._ledger.dropped(self._label, reason)
+
+    def _is_shed(self) -> bool:
+        if not self._is_view or not self._shed.gives_up("display"):
+            return False
+        now = time.monotonic()
+        if now < self._next_view_s:
+            return True
+        self._next_view_s = now + _SHED_VIEW_S
+        return False
+
+
+def light_sinks(
+    sinks: Iterable[tuple[int, Named[SinkPlugin]]], raw_ring: Path, shed: Shed, ledger: Ledger
+) -> tuple[list[SinkThread], list[Outlet]]:
+    """Make the thread of every light sink, and the outlets of those that take clean frames."""
+    threads: list[SinkThread] = []
+    outlets: list[Outlet] = []
+    for number, named in sinks:
+        label, plugin = f"{named.name}.{number}", named.plugin
+        if plugin.takes == "raw":
+            waiting: Waiting = RawOutbox(raw_ring, label, plugin.delivery, ledger)
+        else:
+            waiting = outbox = Outbox[Item](plugin.delivery)
+            outlets.append(Outlet(plugin, outbox, shed, ledger, label))
+        threads.append(SinkThread(named, waiting, ledger, label))
+    return threads, outlets
+
 
 class Publish:
     """Takes every result once; nobody downstream can hold it up."""
 
     STAGE = "publish"
 
-    def __init__(self, ring: RingWriter, sinks: list[SinkThread], ledger: Ledger) -> None:
-        self._ring, self._sinks, self._ledger = ring, sinks, ledger
+    def __init__(self, ring: RingWriter, outlets: Sequence[Outlet], ledger: Ledger) -> None:
+        self._ring, self._outlets, self._ledger = ring, outlets, ledger
 
     def __call__(self, item: Item) -> None:
         """Publish a start, a result or an end."""
         if isinstance(item, Result):
             self._ledger.received(self.STAGE)
         records.put(self._ring, item)
-        for sink in self._sinks:
-            sink.put(item)
+        for outlet in self._outlets:
+            outlet.put(item)
         if isinstance(item, Result):
             self._ledger.sent(self.STAGE)
 
     def close(self) -> None:
         """Nothing more will come."""
         self._ring.close()
-        for sink in self._sinks:
-            sink.close()

@@ -20,6 +20,7 @@ from quietbeam.service.runtime import directory_for, holder_of
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:]+):(?P<port>\d+)")
 _INPUTS = {"file", "dark", "flat", "mask"}
 """Settings of sources and corrections that name a file, or ``FILE:/DATASET``."""
+_KEYS = {"curve_secret_key", "curve_server_key", "curve_clients"}
 
 
 def environment(config: Config) -> list[str]:
@@ -119,8 +120,12 @@ def _paths(table: str, named: Named[Any]) -> Iterator[str]:
             continue
         if key.endswith("directory") and not _can_write(Path(value)):
             yield f"{key}: {value} cannot be written"
-        elif key in _INPUTS and not table.startswith("sinks") and not _can_read(str(value)):
+        elif _is_input(table, key) and not _can_read(str(value)):
             yield f"{key}: {value} does not exist or cannot be read"
+
+
+def _is_input(table: str, key: str) -> bool:
+    return key in _KEYS or (key in _INPUTS and not table.startswith("sinks"))
 
 
 def _can_read(text: str) -> bool:

@@ -31,7 +31,6 @@ from quietbeam.service.outputs import SINK_PROCESS, OutputProcess
 from quietbeam.service.reload import Reload, Reloader
 from quietbeam.service.rings import open_rings
 from quietbeam.service.runtime import RuntimeDirectory, directory_for
-from quietbeam.service.shed import Shed
 from quietbeam.service.status import Parts, left_over, summary
 from quietbeam.service.supervise import Child
 from quietbeam.service.systemd import Notifier
@@ -84,7 +83,6 @@ class Daemon:
         self._argv = (tuple(sink_argv), tuple(trainer_argv))
         self._notifier = Notifier()
         self._ledger = Ledger()
-        self._shed = Shed()
         self._state = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
         self._killed: list[str] = []
@@ -146,7 +144,6 @@ class Daemon:
             model=self._model,
             threads=self._threads,
             access=self._access,
-            shed=self._shed,
         )
 
     def _make_outputs(self) -> dict[str, OutputProcess]:
@@ -168,6 +165,7 @@ class Daemon:
         self._pipeline.on_calibration = lambda found: _call_in(
             loop, self._trainer.calibrated, found
         )
+        self._pipeline.shed.on_change = lambda _: _call_in(loop, self._rest_if_overloaded)
         operations = Operations(
             self.snapshot, self._outputs, self._trainer, self._model, self._pipeline, self._reload
         )
@@ -251,24 +249,18 @@ class Daemon:
             self._tick()
 
     def _tick(self) -> None:
-        """Ping the watchdog, let training rest under overload, say how it goes."""
+        """Ping the watchdog, say how it goes."""
         snapshot = self.snapshot()
         if self._notifier.watchdog_s is not None and all(c.ok for c in alive(snapshot)):
             self._notifier.ping()
-        resting = self._shed.active
-        fill = snapshot["pipeline"]["backlog"] / self.config.service.max_backlog_frames
-        if self._shed.update(fill, time.monotonic()) != resting:
-            self._rest(on=not resting, fill=fill)
         if self._state == "running":
             self._notifier.status(summary(snapshot))
 
-    def _rest(self, *, on: bool, fill: float) -> None:
-        if on:
-            self._trainer.freeze("overload")
-            log.warning("training_paused", why="denoiser falls behind", backlog_fill=round(fill, 2))
-        else:
-            self._trainer.resume("overload")
-            log.info("training_resumed", backlog_fill=round(fill, 2))
+    def _rest_if_overloaded(self) -> None:
+        """Let training rest while it is among what is given up."""
+        rests = "overload" in self._trainer.frozen_by
+        if self._pipeline.shed.gives_up("training") != rests:
+            self._trainer.resume("overload") if rests else self._trainer.freeze("overload")
 
     # -- events -------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import get_args
 
 from quietbeam.core.events import RejectReason
+from quietbeam.pipeline.shed import LIMITS, STATES
 from quietbeam.service import metrics_read as read
 from quietbeam.service.live_model import SWAP_RESULTS
 from quietbeam.service.metrics_read import Family, at, counter, gauge
 
 RELOAD_RESULTS = ("applied", "unchanged", "restart_required", "failed")
-DEGRADATION = ("normal", "training_paused", "frames_given_up")
 
 FAMILIES: tuple[Family, ...] = (
     # the source
@@ -149,9 +149,27 @@ FAMILIES: tuple[Family, ...] = (
     ),
     gauge(
         "degradation_state",
-        "1 for what is being given up now.",
+        "1 for the last of what is being given up now; what comes before it is given up, too.",
         ("state",),
-        read.one_hot(DEGRADATION, "degradation"),
+        read.one_hot(STATES, "degradation"),
+    ),
+    gauge(
+        "degradation_since_timestamp_seconds",
+        "Unix time since which something is given up; absent while it is not.",
+        ("what",),
+        read.each("shedding", "since_unix_s"),
+    ),
+    counter(
+        "degradation_episodes_total",
+        "How often something was given up.",
+        ("what",),
+        read.each("shedding", "episodes", known=tuple(LIMITS)),
+    ),
+    counter(
+        "frames_without_analyses_total",
+        "Clean frames that were not analysed, for lack of time.",
+        (),
+        read.one("shedding", "frames", "analyses"),
     ),
     gauge(
         "model_generation",

@@ -18,7 +18,6 @@ from quietbeam.service.lifecycle import Threads
 from quietbeam.service.live_model import LiveModel
 from quietbeam.service.outputs import OutputProcess
 from quietbeam.service.reload import Reloader
-from quietbeam.service.shed import Shed
 from quietbeam.service.systemd import Notifier
 from quietbeam.service.training import Trainer
 
@@ -38,7 +37,6 @@ class Parts:
     model: LiveModel
     threads: Threads
     access: Access
-    shed: Shed
     began_s: float = field(default_factory=time.monotonic)
 
     def snapshot(self, state: str) -> dict[str, Any]:
@@ -62,7 +60,8 @@ class Parts:
             "rejected": self.ledger.notes("rejected"),
             "missing": sum(self.ledger.notes("missing").values()),
             "queues": _queues(config, pipeline),
-            "degradation": "training_paused" if self.shed.active else "normal",
+            "degradation": self.pipeline.shed.state,
+            "shedding": self.pipeline.shed.account() | {"frames": self.ledger.notes("shed")},
             "model": self.model.account(),
             "trainer": self.trainer.account(),
             "decisions": list(self.model.decisions),

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from quietbeam.core.events import RunEnd, RunStart
+from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.planes import planes
 from quietbeam.core.result import Result
 
@@ -29,6 +29,7 @@ What = Literal["clean", "raw", "sd"]
 Compression = Literal["none", "bslz4"]
 
 _SELF_DESCRIBED, _ROW_MAJOR, _COMPRESSED = 55799, 40, 56500
+_SELF_DESCRIPTION = b"\xd9\xd9\xf7"
 _TYPED_ARRAYS = {"u1": 64, "u2": 69, "u4": 70, "u8": 71, "i1": 72, "i2": 77, "i4": 78, "i8": 79}
 _TYPED_ARRAYS |= {"f2": 84, "f4": 85, "f8": 86}
 _NS = 1_000_000_000
@@ -42,13 +43,28 @@ class Format(Protocol):
         """A run begins; its images will have ``dtype``."""
         ...
 
-    def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
-        """One image, (h, w) or (c, h, w), C order."""
+    def image(
+        self, index: int, time_ns: int, pixels: NDArray[Any], told: Mapping[str, Any]
+    ) -> Message:
+        """One image, (h, w) or (c, h, w), C order, and what else is ``told`` with it."""
         ...
 
     def end(self, end: RunEnd) -> Message | None:
         """The run is over."""
         ...
+
+    def topic(self, wanted: bytes) -> bytes:
+        """What messages begin with that a subscriber to ``wanted`` gets: never ``repeated``."""
+        ...
+
+    def repeated(self, start: Message) -> Message:
+        """The same start in other bytes, for one who came late; its first byte is its own."""
+        ...
+
+
+def raw_facts(frame: Frame, seq: int) -> dict[str, Any]:
+    """Give what every raw image carries besides its pixels."""
+    return {"run": frame.run, "seq": seq, "what": "raw", "time_ns": frame.time_ns}
 
 
 def facts(result: Result, what: What, seq: int) -> dict[str, Any]:
@@ -81,14 +97,17 @@ class Array1:
         del dtype
         self._channels = run.channels
 
-    def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
+    def image(
+        self, index: int, time_ns: int, pixels: NDArray[Any], told: Mapping[str, Any]
+    ) -> Message:
         """Give header and data."""
+        del time_ns
         compressed = self._compression == "bslz4"
         header = {
             "htype": "array-1.0",
             "shape": list(pixels.shape),
             "type": pixels.dtype.name,
-            "frame": result.index,
+            "frame": index,
             "endianness": "little",
             "encoding": "bslz4" if compressed else "",
             "source": "quietbeam",
@@ -96,7 +115,7 @@ class Array1:
         }
         if self._channels:
             header["channels"] = list(self._channels)
-        header |= facts(result, self._what, seq)
+        header |= told
         # areaDetector's "bslz4" is without the header of HDF5's filter
         data = bslz4(pixels)[_HDF5_HEADER_BYTES:] if compressed else _bytes(pixels)
         return [orjson.dumps(header), data]
@@ -104,6 +123,14 @@ class Array1:
     def end(self, end: RunEnd) -> None:
         """Give None: the format has no such message."""
         del end
+
+    def topic(self, wanted: bytes) -> bytes:
+        """Give what was wanted: there is no start to repeat."""
+        return wanted
+
+    def repeated(self, start: Message) -> Message:
+        """Give the start; never called, as there is none."""
+        return start
 
 
 class Stream2:
@@ -153,25 +180,34 @@ class Stream2:
         message |= {key: value for key, value in optional.items() if value is not None}
         return self._message("start", message)
 
-    def image(self, result: Result, pixels: NDArray[Any], seq: int) -> Message:
+    def image(
+        self, index: int, time_ns: int, pixels: NDArray[Any], told: Mapping[str, Any]
+    ) -> Message:
         """Give one image message."""
-        start_ns = result.time_ns
         coded = [_array(plane, self._compression) for plane in planes(pixels)]
         return self._message(
             "image",
             {
-                "image_id": result.index,
+                "image_id": index,
                 "real_time": [self._exposure_ns, _NS],
-                "start_time": [start_ns, _NS],
-                "stop_time": [start_ns + self._exposure_ns, _NS],
+                "start_time": [time_ns, _NS],
+                "stop_time": [time_ns + self._exposure_ns, _NS],
                 "data": dict(zip(self._channels, coded, strict=True)),
-                "user_data": facts(result, self._what, seq),
+                "user_data": dict(told),
             },
         )
 
     def end(self, end: RunEnd) -> Message:
         """Give the end message."""
         return self._message("end", {"user_data": {"reason": end.reason}})
+
+    def topic(self, wanted: bytes) -> bytes:
+        """All messages begin with the tag of self-described CBOR."""
+        return _SELF_DESCRIPTION if _SELF_DESCRIPTION.startswith(wanted) else wanted
+
+    def repeated(self, start: Message) -> Message:
+        """Give the start without that tag, which means nothing to a decoder."""
+        return [start[0][len(_SELF_DESCRIPTION) :]]
 
     def _message(self, kind: str, content: Mapping[str, Any]) -> Message:
         message = {"type": kind, **self._series, **content}

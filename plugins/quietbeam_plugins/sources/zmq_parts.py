@@ -7,17 +7,24 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import structlog
 import zmq
 import zmq.utils.monitor
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from quietbeam.core.errors import SourceError
+from quietbeam.core.errors import ConfigError, SourceError
 from quietbeam.core.events import Event, Rejected
 from quietbeam.core.plugin import SourcePlugin
+from quietbeam.offline import curve
 from quietbeam.offline.capture import CaptureWriter, read_capture
 from quietbeam_plugins.sources.channels import Wanted
 from quietbeam_plugins.sources.payload import Bytes, Decoder
@@ -56,6 +63,10 @@ class StreamSource(SourcePlugin):
     """How long frames may come after the end of their series that overtook them."""
     heartbeat_s: PositiveFloat = 2.0
     """A connection silent for three of these is opened again."""
+    curve_secret_key: Path | None = None
+    """Our own NAME.key_secret, mode 0600: connect encrypted, and only to ``curve_server_key``."""
+    curve_server_key: Path | None = None
+    """The public key (NAME.key) of whoever sends."""
     tap: Path | None = None
     """Also write every raw part to this file (``quietbeam capture``)."""
     tap_required: bool = False
@@ -71,6 +82,16 @@ class StreamSource(SourcePlugin):
         if not address.startswith(("tcp://", "ipc://", "inproc://", "file://")):
             raise ValueError("expected tcp://host:port, ipc://path or file:///path/to/x.qbcap")
         return address
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> Self:
+        if (self.curve_secret_key is None) != (self.curve_server_key is None):
+            raise ValueError(
+                "curve_secret_key and curve_server_key go together; set both or neither"
+            )
+        if self.curve_secret_key is not None and self.bind:
+            raise ValueError("CURVE needs bind = false: whoever sends decides who may connect")
+        return self
 
     @abstractmethod
     def decoder(self) -> Decoder:
@@ -102,6 +123,9 @@ class StreamSource(SourcePlugin):
             socket = context.socket(zmq.PULL if self.socket == "pull" else zmq.SUB)
             self._set_options(socket)
             (socket.bind if self.bind else socket.connect)(self.address)
+        except ConfigError as error:
+            context.destroy(linger=0)
+            raise SourceError(f"{self.address}: {error}") from error
         except zmq.ZMQError as error:
             context.destroy(linger=0)
             what = "listen on" if self.bind else "connect to"
@@ -126,6 +150,8 @@ class StreamSource(SourcePlugin):
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
         if self.socket == "sub":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
+        if self.curve_secret_key is not None and self.curve_server_key is not None:
+            curve.become_client(socket, self.curve_secret_key, self.curve_server_key)
 
     def _played(self, stack: ExitStack) -> Iterator[Item]:
         address = urlsplit(self.address)
@@ -160,6 +186,7 @@ class _Link:
         self._monitor = socket.get_monitor_socket()
         self._lost_s: float | None = None
         self._spoke = False
+        self._told_refused = False
 
     def revive(self) -> Rejected | None:
         """Connect again if libzmq does not; tell so if a message was the cause."""
@@ -180,18 +207,18 @@ class _Link:
             event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._spoke = True
+            elif event in _REFUSED and not self._told_refused:
+                self._told_refused = True
+                _log.warning("connection_refused", address=self._address, hint=_REFUSED_HINT)
             if event in {zmq.Event.CONNECTED, zmq.Event.CONNECT_RETRIED}:
                 self._lost_s = None
             elif event in _LOST:
                 self._lost_s = time.monotonic()
 
 
-_LOST = {
-    zmq.Event.DISCONNECTED,
-    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL,
-    zmq.Event.HANDSHAKE_FAILED_PROTOCOL,
-    zmq.Event.HANDSHAKE_FAILED_AUTH,
-}
+_REFUSED = {zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_AUTH}
+_REFUSED_HINT = "the other side does not know our CURVE key, or one side does without CURVE"
+_LOST = {zmq.Event.DISCONNECTED, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, *_REFUSED}
 
 
 def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
