@@ -53,26 +53,27 @@ class RawOutbox:
             self._count_lost()
             while self._items:
                 item = self._items.popleft()
-                if isinstance(item, Record):
-                    self._seen += 1
+                if not isinstance(item, Record):
+                    yield item
+                elif self._is_wanted():
                     self._ledger.received(self._label)
                     yield records.frame(item)
                 else:
-                    yield item
+                    self._drop("every_nth")
 
     def _pass_over(self) -> None:
-        """Leave out what the policy says, without copying it."""
-        while self._is_unwanted() and self._reader.skip_frame():
-            self._seen += 1
-            self._drop("every_nth")
+        """Leave out the oldest frames that are too many, without copying them."""
         if self._delivery.policy == "lossless":
             return
         while self._reader.backlog > self._delivery.frames and self._reader.skip_frame():
-            self._drop("superseded")
-            self.lost += 1
+            wanted = self._is_wanted()
+            self._drop("superseded" if wanted else "every_nth")
+            self.lost += wanted
 
-    def _is_unwanted(self) -> bool:
-        return self._delivery.every_nth > 1 and self._seen % self._delivery.every_nth != 0
+    def _is_wanted(self) -> bool:
+        """Count one more frame; tell whether it is an n-th one."""
+        self._seen += 1
+        return (self._seen - 1) % self._delivery.every_nth == 0
 
     def _count_lost(self) -> None:
         """Account for what the ring overwrote, and for frames of a run nobody announced."""
