@@ -22,7 +22,7 @@ from quietbeam.testing.simulators import FORMATS, encoder, simulate
 from quietbeam_plugins.sources.array import Array
 from quietbeam_plugins.sources.dectris import Dectris
 from quietbeam_plugins.sources.replay import Replay
-from quietbeam_plugins.sources.zmq_parts import _tapped
+from quietbeam_plugins.sources.zmq_parts import Part, _tapped
 
 IMAGES = np.random.default_rng(0).poisson(9, (8, 24, 40)).astype("u2")
 
@@ -217,7 +217,7 @@ def test_a_tap_that_cannot_be_written_is_named(tmp_path):
 
 def test_a_full_disk_ends_the_tap_and_the_stream_only_where_it_must(tmp_path):
     tap = tmp_path / "x.qbcap"
-    parts = [(bytes(100_000), 0, True), None, (bytes(100_000), 1, True)]
+    parts = [Part(bytes(100_000), 0, True), None, Part(bytes(100_000), 1, True)]
     writer = CaptureWriter(tap, {})
     writer._file.close()
     writer._file = open("/dev/full", "wb")  # noqa: PTH123, SIM115

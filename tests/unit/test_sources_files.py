@@ -192,7 +192,8 @@ def test_a_damaged_frame_is_rejected_and_the_others_are_played(tmp_path):
 def captured(path, parts):
     with CaptureWriter(path, {"kind": "array"}) as writer:
         for number, (part, starts_message) in enumerate(parts):
-            writer.write(part, 5000 + 1000 * number, starts_message=starts_message)
+            more = number + 1 < len(parts) and not parts[number + 1][1]
+            writer.write(part, 5000 + 1000 * number, starts_message=starts_message, more=more)
     return path
 
 

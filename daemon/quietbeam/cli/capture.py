@@ -24,14 +24,18 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "capture",
         "Read the source of a configuration and write every part it receives, unchanged, to a "
-        "file: to look at later, or to play again with `quietbeam replay` or "
-        'address = "file:///path/to/x.qbcap".',
+        "file: to look at later, to attach to a bug report, or to play again with "
+        '`quietbeam replay` or `kind = "replay"`. A file that was cut off is good up to there.',
         "quietbeam capture configs/dectris.toml -o run.qbcap --seconds 60",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the TOML file")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seconds", type=float, metavar="S", help="stop after this time")
     parser.add_argument("--frames", type=int, metavar="N", help="stop after so many frames")
+    parser.add_argument(
+        "--max-gib", type=float, default=16.0, metavar="G",
+        help="stop before the file is larger (%(default)s)",
+    )  # fmt: skip
     add_json(parser)
     parser.set_defaults(execute=_execute)
 
@@ -46,7 +50,9 @@ def _execute(arguments: argparse.Namespace) -> int:
             f'{arguments.config}: [source] kind = "{config.source.name}" has no stream to '
             "capture; expected one that reads a socket, such as dectris or array"
         )
-    tapped = source.model_copy(update={"tap": arguments.output, "tap_required": True})
+    limit = max(round(arguments.max_gib * (1 << 30)), 1)
+    tap = {"tap": arguments.output, "tap_required": True, "tap_max_bytes": limit}
+    tapped = source.model_copy(update=tap)
     with stop_signals() as stopped, progress("frames", arguments.frames, quiet=arguments.json) as s:
         print(f"capturing to {arguments.output}; Ctrl-C ends it", file=sys.stderr, flush=True)
         counts = _read(tapped, arguments, stopped, s)
@@ -66,6 +72,7 @@ def _read(
     rejected: Counter[str] = Counter()
     limit = float("inf") if arguments.seconds is None else arguments.seconds
     deadline_s = time.monotonic() + limit
+    ended = "source"  # its end, or that of the room there is
     with source.open() as events:
         for event in events:
             runs += isinstance(event, RunStart)
@@ -73,7 +80,10 @@ def _read(
             if isinstance(event, Rejected):
                 rejected[event.reason] += 1
             show(frames)
-            enough = arguments.frames is not None and frames >= arguments.frames
-            if enough or stopped() or time.monotonic() > deadline_s:
+            if stopped() or time.monotonic() > deadline_s:
+                ended = "stopped" if stopped() else "seconds"
                 break
-    return {"runs": runs, "frames": frames, "rejected": dict(rejected)}
+            if arguments.frames is not None and frames >= arguments.frames:
+                ended = "frames"
+                break
+    return {"runs": runs, "frames": frames, "rejected": dict(rejected), "ended_by": ended}

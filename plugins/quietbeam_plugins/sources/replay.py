@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from quietbeam.core.errors import DataError
 from quietbeam.core.events import Event, Frame, Rejected, RunEnd, RunStart
 from quietbeam.core.plugin import SourcePlugin
-from quietbeam.offline.capture import read_capture
+from quietbeam.offline.capture import is_capture, read_capture
 from quietbeam.offline.series import Series, open_series
 from quietbeam_plugins.sources.array import Array
 from quietbeam_plugins.sources.dectris import Dectris
@@ -36,7 +36,13 @@ class Replay(SourcePlugin):
     loop: bool = False
     """Again and again, each time as a run of its own."""
     frames: PositiveInt | None = None
-    """Play only so many of the first frames."""
+    """Play only so many of the first frames (of a series of images)."""
+    speed: PositiveFloat = 1.0
+    """How many times as fast as recorded (a capture)."""
+    from_s: NonNegativeFloat = 0.0
+    """Begin here, in seconds since the first message (a capture)."""
+    to_s: PositiveFloat | None = None
+    """End here (a capture)."""
     nodata: float | None = None
     """Count that means "no data"."""
     saturation: float | None = None
@@ -48,7 +54,7 @@ class Replay(SourcePlugin):
         Raises:
             DataError: The file is missing, damaged or holds no image series.
         """
-        if self.file.endswith(CAPTURE_SUFFIX):
+        if self.file.endswith(CAPTURE_SUFFIX) or is_capture(Path(self.file)):
             return self._open_capture()
         return self._open_series()
 
@@ -60,15 +66,27 @@ class Replay(SourcePlugin):
     @contextmanager
     def _open_capture(self) -> Iterator[Iterator[Event | None]]:
         path = Path(self.file).absolute()
-        with read_capture(path) as capture:
-            kind = capture.about.get("kind")
-        sources: dict[Any, type[StreamSource]] = {"array": Array, "dectris": Dectris}
-        if kind not in sources:
-            raise DataError(f"{path}: a capture of {kind!r}; expected one of {list(sources)}")
-        pace = "recorded" if self.rate_hz is None else "fast"
-        source = sources[kind](address=path.as_uri(), pace=pace, loop=self.loop)
+        source = self._captured_source(path)
         with source.open() as events:
             yield events if self.rate_hz is None else _paced(events, self.rate_hz)
+
+    def _captured_source(self, path: Path) -> StreamSource:
+        """Give the source that wrote the capture, made to play it."""
+        sources: dict[Any, type[StreamSource]] = {"array": Array, "dectris": Dectris}
+        with read_capture(path) as capture:
+            kind = capture.about.get("kind")
+            if not isinstance(kind, str) or kind not in sources:
+                raise DataError(f"{path}: a capture of {kind!r}; expected one of {list(sources)}")
+            settings = capture.settings(sources[kind], StreamSource)
+        settings |= {"pace": "recorded" if self.rate_hz is None else "fast", "loop": self.loop}
+        settings |= {"speed": self.speed, "from_s": self.from_s, "to_s": self.to_s}
+        try:
+            return sources[kind].model_validate({**settings, "address": path.as_uri()})
+        except ValidationError as error:
+            told = error.errors()[0]
+            raise DataError(
+                f"{path}: its header is damaged: setting {told['loc'][0]}: {told['msg']}"
+            ) from error
 
     def _play(self, series: Series) -> Iterator[Event | None]:
         recorded_hz = 1 / series.frame_time_s if series.frame_time_s else _DEFAULT_RATE_HZ

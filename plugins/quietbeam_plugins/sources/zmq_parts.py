@@ -6,8 +6,9 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -22,10 +23,16 @@ from pydantic import (
 )
 
 from quietbeam.core.errors import ConfigError, SourceError
-from quietbeam.core.events import Event, Rejected
+from quietbeam.core.events import Event, Frame, Rejected
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.offline import curve
-from quietbeam.offline.capture import CaptureWriter, read_capture
+from quietbeam.offline.capture import (
+    Capture,
+    CapturedPart,
+    CaptureFullError,
+    CaptureWriter,
+    read_capture,
+)
 from quietbeam_plugins.sources.channels import Wanted
 from quietbeam_plugins.sources.payload import Bytes, Decoder
 
@@ -35,11 +42,30 @@ _RECONNECT_MS = (100, 1000)
 
 _REVIVE_AFTER_S = 0.5
 
-Part = tuple[Bytes, int, bool]
-"""(bytes, our monotonic clock in ns, whether it starts a ZMQ message)."""
+_LONGEST_PAUSE_S = 60.0
+_GIB = 1 << 30
 
-Item = Part | Rejected | None
-"""None: nothing came."""
+
+class Part(NamedTuple):
+    """One part of a ZMQ message.
+
+    Attributes:
+        content: Its bytes.
+        clock_ns: The monotonic clock of the stream, by which runs time out.
+        starts_message: It is the first of its message.
+        more: It is not the last of its message.
+        arrived_ns: Our monotonic clock, where it differs: a capture is played faster or slower.
+    """
+
+    content: Bytes
+    clock_ns: int
+    starts_message: bool
+    more: bool = False
+    arrived_ns: int | None = None
+
+
+Item = Part | Rejected | int | None
+"""None: nothing came; a number: nothing came, and it is so late by the stream's clock."""
 
 
 class StreamSource(SourcePlugin):
@@ -71,8 +97,16 @@ class StreamSource(SourcePlugin):
     """Also write every raw part to this file (``quietbeam capture``)."""
     tap_required: bool = False
     """A tap that cannot be written any more ends the source, not only the tap."""
+    tap_max_bytes: PositiveInt = 16 * _GIB
+    """The tap ends before its file would be larger."""
     pace: Literal["recorded", "fast"] = "recorded"
-    """How a capture is played back."""
+    """How a capture is played back; a pause of more than a minute lasts a minute."""
+    speed: PositiveFloat = 1.0
+    """How many times as fast as recorded."""
+    from_s: NonNegativeFloat = 0.0
+    """Play a capture from here on, in seconds since its first message."""
+    to_s: PositiveFloat | None = None
+    """Play it up to here."""
     loop: bool = False
     """Play a capture again and again."""
 
@@ -111,10 +145,16 @@ class StreamSource(SourcePlugin):
                 link = None if self.bind else _Link(socket, self.address)
                 parts = _received(socket, link)
             if self.tap is not None:
-                about = {"kind": type(self).__name__.lower(), "address": self.address}
-                writer = stack.enter_context(_tap_file(self.tap, about))
+                writer = stack.enter_context(_tap_file(self.tap, self._about(), self.tap_max_bytes))
                 parts = _tapped(parts, writer, required=self.tap_required)
             yield _events(parts, self.decoder())
+
+    def _about(self) -> dict[str, Any]:
+        """What a capture tells of its source: how to decode it, not how to reach it."""
+        own = set(type(self).model_fields) - set(StreamSource.model_fields)
+        settings = self.model_dump(mode="json", include={*own, "run_timeout_s", "grace_s"})
+        kind = type(self).__name__.lower()
+        return {"kind": kind, "address": self.address, "socket": self.socket, "settings": settings}
 
     @contextmanager
     def _connected(self) -> Iterator[zmq.Socket[bytes]]:
@@ -156,21 +196,31 @@ class StreamSource(SourcePlugin):
     def _played(self, stack: ExitStack) -> Iterator[Item]:
         address = urlsplit(self.address)
         path = Path(unquote(address.netloc + address.path))
-        capture = stack.enter_context(read_capture(path))
+        return self._play(stack.enter_context(read_capture(path)))
 
-        def play() -> Iterator[Item]:
-            while True:
-                began_ns = time.monotonic_ns()
-                for record in capture:
-                    due_ns = began_ns + record.time_ns
-                    while self.pace == "recorded" and (wait := due_ns - time.monotonic_ns()) > 0:
-                        yield None
-                        time.sleep(min(wait * 1e-9, _POLL_MS * 1e-3))
-                    yield record.part, due_ns, record.starts_message
-                if not self.loop:
-                    return
+    def _play(self, capture: Capture) -> Iterator[Item]:
+        while True:
+            began_ns, due_ns, before_ns = time.monotonic_ns(), time.monotonic_ns(), None
+            for record in capture.between(self.from_s, self.to_s):
+                pause_ns = record.time_ns - (record.time_ns if before_ns is None else before_ns)
+                due_ns += min(round(pause_ns / self.speed), round(_LONGEST_PAUSE_S * 1e9))
+                clock_ns, before_ns = began_ns + record.time_ns, record.time_ns
+                if self.pace == "recorded":
+                    yield from _wait_until(due_ns, clock_ns, self.speed)
+                yield self._played_part(record, clock_ns, due_ns)
+            if not self.loop:
+                return
 
-        return play()
+    def _played_part(self, record: CapturedPart, clock_ns: int, due_ns: int) -> Part:
+        arrived_ns = due_ns if self.pace == "recorded" else time.monotonic_ns()
+        return Part(record.part, clock_ns, record.starts_message, record.more, arrived_ns)
+
+
+def _wait_until(due_ns: int, clock_ns: int, speed: float) -> Iterator[int]:
+    """Wait until ``due_ns``; tell the stream's clock, which then stands at ``clock_ns``."""
+    while (wait_ns := due_ns - time.monotonic_ns()) > 0:
+        yield clock_ns - round(wait_ns * speed)
+        time.sleep(min(wait_ns * 1e-9, _POLL_MS * 1e-3))
 
 
 class _Link:
@@ -229,25 +279,33 @@ def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
             continue
         # Not copied: pixels of an uncompressed frame are a view of the message.
         part = socket.recv(copy=False)
-        yield part.buffer, time.monotonic_ns(), starts_message
+        yield Part(part.buffer, time.monotonic_ns(), starts_message, part.more)
         starts_message = not part.more
 
 
 def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:
     for item in parts:
-        if isinstance(item, tuple):
-            part, received_ns, starts_message = item
-            yield from decoder.feed(part, received_ns, starts_message=starts_message)
+        if isinstance(item, Part):
+            events = decoder.feed(item.content, item.clock_ns, starts_message=item.starts_message)
+            yield from events if item.arrived_ns is None else _arriving(events, item.arrived_ns)
+        elif isinstance(item, int):
+            yield from decoder.idle(item)
+            yield None
         else:
             yield from decoder.idle(time.monotonic_ns())
             yield item
     yield from decoder.finish()
 
 
+def _arriving(events: Iterator[Event], arrived_ns: int) -> Iterator[Event]:
+    for event in events:
+        yield replace(event, received_ns=arrived_ns) if isinstance(event, Frame) else event
+
+
 @contextmanager
-def _tap_file(path: Path, about: dict[str, Any]) -> Iterator[CaptureWriter]:
+def _tap_file(path: Path, about: dict[str, Any], max_bytes: int) -> Iterator[CaptureWriter]:
     try:
-        writer = CaptureWriter(path, about)
+        writer = CaptureWriter(path, about, max_bytes)
     except OSError as error:
         raise SourceError(f"tap {path}: cannot be written: {error.strerror}") from error
     try:
@@ -261,13 +319,19 @@ def _tapped(parts: Iterator[Item], writer: CaptureWriter, *, required: bool) -> 
     """Write every part; a full disk ends the tap, and the stream only if it is required."""
     broken = False
     for item in parts:
-        if isinstance(item, tuple) and not broken:
-            part, received_ns, starts_message = item
+        if isinstance(item, Part) and not broken:
             try:
-                writer.write(part, received_ns, starts_message=starts_message)
+                writer.write(
+                    item.content,
+                    item.clock_ns,
+                    starts_message=item.starts_message,
+                    more=item.more,
+                )
             except OSError as error:
                 broken = True
+                _log.error("tap_stopped", path=str(writer.path), error=str(error))
+                if required and isinstance(error, CaptureFullError):
+                    return
                 if required:
                     raise SourceError(f"tap {writer.path}: {error.strerror}") from error
-                _log.error("tap_stopped", path=str(writer.path), error=str(error))
         yield item
