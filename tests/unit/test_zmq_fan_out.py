@@ -303,13 +303,14 @@ def test_a_subscriber_that_is_dead_is_forgotten_while_nothing_is_sent():
 
 @contextmanager
 def silent_subscriber(sink):
-    """A subscriber that shakes hands (ZMTP 3.0, NULL) and then falls silent."""
+    """A subscriber that shakes hands (ZMTP 3.1, NULL), word for word, and then falls silent."""
     host, port = sink.address.removeprefix("tcp://").split(":")
-    with sockets.create_connection((host, int(port))) as raw:
+    with sockets.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01NULL" + bytes(48))
-        properties = b"\x0bSocket-Type\x00\x00\x00\x03SUB"
-        ready = b"\x05READY" + properties
+        assert raw.recv(64, sockets.MSG_WAITALL)[:1] == b"\xff"
+        ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
         raw.sendall(bytes([4, len(ready)]) + ready)
+        assert b"READY" in raw.recv(64)
         raw.sendall(b"\x04\x0a\x09SUBSCRIBE")
         yield raw
 

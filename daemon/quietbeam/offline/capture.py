@@ -39,7 +39,8 @@ _LENGTH = struct.Struct("<I")
 _RECORD = struct.Struct("<QIIQ")
 _STARTS_MESSAGE, _MORE = 1, 2
 _LONGEST_HEADER = 1 << 20
-_DECODING = {"run_timeout_s", "grace_s"}
+DECODING = {"run_timeout_s", "grace_s", "channels"}
+"""Settings that all sources have and that say how a stream is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class Capture:
             shared: Its base class with what all sources have.
         """
         told = self.about.get("settings")
-        known = {*_DECODING, *source.model_fields} - (set(shared.model_fields) - _DECODING)
+        known = {*DECODING, *source.model_fields} - (set(shared.model_fields) - DECODING)
         return {k: v for k, v in told.items() if k in known} if isinstance(told, dict) else {}
 
 

@@ -27,6 +27,7 @@ from quietbeam.core.events import Event, Frame, Rejected
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.offline import curve
 from quietbeam.offline.capture import (
+    DECODING,
     Capture,
     CapturedPart,
     CaptureFullError,
@@ -152,7 +153,7 @@ class StreamSource(SourcePlugin):
     def _about(self) -> dict[str, Any]:
         """What a capture tells of its source: how to decode it, not how to reach it."""
         own = set(type(self).model_fields) - set(StreamSource.model_fields)
-        settings = self.model_dump(mode="json", include={*own, "run_timeout_s", "grace_s"})
+        settings = self.model_dump(mode="json", include=own | DECODING)
         kind = type(self).__name__.lower()
         return {"kind": kind, "address": self.address, "socket": self.socket, "settings": settings}
 
