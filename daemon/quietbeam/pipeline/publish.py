@@ -112,8 +112,7 @@ class SinkThread:
 
     def _write(self, sink: Any, item: Frame | Result) -> None:
         try:
-            if isinstance(sink, PacedSink):
-                self._pace(sink)
+            self._pace(sink)
             reason = sink.raw(item) if isinstance(item, Frame) else sink.write(item)
         except Exception:
             self._ledger.dropped(self.label, "failed")
@@ -123,8 +122,10 @@ class SinkThread:
         else:
             self._ledger.dropped(self.label, reason)
 
-    def _pace(self, sink: PacedSink) -> None:
+    def _pace(self, sink: Any) -> None:
         """Wait until there is room, but not for ever once the daemon stops; tell the losses."""
+        if not isinstance(sink, PacedSink):
+            return
         while not sink.ready(_ROOM_S) and (self._waiting.closed_for_s or 0.0) < _LAST_WAIT_S:
             continue
         lost = self._waiting.lost

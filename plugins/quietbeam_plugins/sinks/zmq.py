@@ -299,9 +299,9 @@ class ZmqSink:
         while monitor.poll(0):
             zmq.utils.monitor.recv_monitor_message(monitor)
             self._pullers_met += 1
-            is_paid = self._header is not None and self._header not in self._owed
-            if self._pullers_met > 1 and is_paid:
-                self._owed.appendleft(self._header)
+            header = self._header
+            if self._pullers_met > 1 and header is not None and header not in self._owed:
+                self._owed.appendleft(header)
 
     def _owe(self, message: Message | None) -> None:
         if message is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -298,7 +298,7 @@ def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:
     yield from decoder.finish()
 
 
-def _arriving(events: Iterator[Event], arrived_ns: int) -> Iterator[Event]:
+def _arriving(events: Iterable[Event], arrived_ns: int) -> Iterator[Event]:
     for event in events:
         yield replace(event, received_ns=arrived_ns) if isinstance(event, Frame) else event
 
