@@ -2,6 +2,11 @@
 
 import pytest
 
+from helpers.recordings import result
+from quietbeam import SinkPlugin
+from quietbeam.core.channel import Delivery, Outbox
+from quietbeam.core.ledger import Ledger
+from quietbeam.pipeline.publish import Outlet
 from quietbeam.pipeline.shed import STATES, Shed
 
 ORDER = ["display", "training", "analyses", "denoising"]
@@ -59,3 +64,33 @@ def test_a_short_pause_of_the_load_takes_nothing_up():
     assert states == []
     shed.update(0.1, 8.0)
     assert states == ["display"]
+
+
+class View(SinkPlugin):
+    """A light output that may lose frames, or not."""
+
+    lossless: bool = False
+
+    @property
+    def delivery(self):
+        return Delivery("lossless" if self.lossless else "newest")
+
+    def open(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("lossless", "kept"), [(False, [0, 1, 2, 3]), (True, [0, 1, 2, 3, 4, 5])])
+def test_only_views_go_without_frames_and_their_gaps_are_known(lossless, kept):
+    shed, ledger = Shed(), Ledger()
+    outbox = Outbox(Delivery())
+    outlet = Outlet(View(lossless=lossless), outbox, shed, ledger, "view")
+    for index in range(3):
+        outlet.put(result(index))
+    shed.update(0.6, 0)
+    for index in range(3, 6):  # the first of them is the one that a view gets each second
+        outlet.put(result(index))
+    outbox.close()
+    assert [item.index for item in outbox] == kept
+    account = ledger.stages()["view"]
+    assert outbox.lost == account.dropped.get("shed", 0) == 6 - len(kept)
+    assert account.received == 6

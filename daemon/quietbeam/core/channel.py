@@ -86,6 +86,7 @@ class Outbox(Generic[T]):
 
     Attributes:
         lost: Frames given up for want of room; those passed over on purpose are not.
+            The writer may add those that it gave up before.
     """
 
     def __init__(self, delivery: Delivery) -> None:

@@ -149,7 +149,9 @@ class Outlet:
             self._outbox.put_mark(item)
             return
         self._ledger.received(self._label)
-        reason = "shed" if self._is_shed() else self._outbox.put_frame(item)
+        is_shed = self._is_shed()
+        self._outbox.lost += is_shed
+        reason = "shed" if is_shed else self._outbox.put_frame(item)
         if reason is not None:
             self._ledger.dropped(self._label, reason)
 

@@ -16,7 +16,10 @@ DROP_REASONS: Mapping[str, tuple[str, ...]] = {
     "denoise": ("overload", "ring_overrun", "no_run", "shape"),
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
-LIGHT_DROP_REASONS = ("full", "superseded", "every_nth", "shed", "overrun", "slow", "failed")
+LIGHT_DROP_REASONS = (
+    *("full", "superseded", "every_nth", "shed", "overrun"),
+    *("no_consumer", "slow", "failed"),
+)
 OUTPUT_DROP_REASONS = ("overrun", *SINK_DROP_REASONS)
 
 Status = Mapping[str, Any]
