@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
-from quietbeam_plugins.sources.series import SeenNumbers, SeriesMachine
+from quietbeam_plugins.sources.series import SeriesMachine
 
 SECOND = 1_000_000_000
 PIXELS = np.zeros((4, 6), "u2")
@@ -257,24 +257,6 @@ def test_the_end_of_the_stream_settles_the_run():
     stream.begin(1)
     stream.finish()
     assert stream.story == ["start:run1", "end:lost"]
-
-
-@given(st.lists(st.integers(0, 60)))
-def test_a_frame_number_is_new_exactly_once(numbers):
-    seen = SeenNumbers()
-    known = set()
-    for number in numbers:
-        assert seen.add(number) == (number not in known)
-        known.add(number)
-
-
-def test_memory_for_frame_numbers_does_not_grow_with_the_run():
-    seen = SeenNumbers()
-    assert all(seen.add(number) for number in range(0, 20_000, 2))
-    assert len(seen._gaps) <= 1024
-    assert not seen.add(1)  # older than the oldest gap that is remembered
-    assert seen.add(19_997)
-    assert seen.add(2**62)
 
 
 SHAPES = st.sampled_from([(4, 6), (4, 6), (4, 6), (2, 2)])

@@ -163,7 +163,7 @@ class Finish:
                 latency_s=latency,
             )
         )
-        self._ledger.sent(self._stage)
+        self._ledger.sent(self._stage, run=frame.run)
         self.latencies.append(latency)
         self.observe_latency(latency)
         self.live, self.last_figures = item.model, figures

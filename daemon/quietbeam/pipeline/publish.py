@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import structlog
 
@@ -40,9 +41,9 @@ class SinkThread:
         """Hand over one item; a full channel drops the frame and counts it."""
         waiting = len(self._channel)
         if isinstance(item, Result):
-            self._ledger.received(self.label)
+            self._ledger.received(self.label, run=item.run)
             if waiting >= CAPACITY:
-                self._ledger.dropped(self.label, "full")
+                self._ledger.dropped(self.label, "full", run=item.run)
                 return
         if waiting < self._channel.capacity:  # starts and ends have room of their own
             self._channel.put(item)
@@ -71,8 +72,9 @@ class SinkThread:
                 return
 
     def _give_up(self) -> None:
-        left = sum(isinstance(item, Result) for item in self._channel)
-        self._ledger.dropped(self.label, "failed", left)
+        for item in self._channel:
+            if isinstance(item, Result):
+                self._ledger.dropped(self.label, "failed", run=item.run)
 
     def _sent(self) -> int:
         stage = self._ledger.stages().get(self.label)
@@ -100,12 +102,12 @@ class SinkThread:
         try:
             reason = sink.write(result)
         except Exception:
-            self._ledger.dropped(self.label, "failed")
+            self._ledger.dropped(self.label, "failed", run=result.run)
             raise
         if reason is None:
-            self._ledger.sent(self.label)
+            self._ledger.sent(self.label, run=result.run)
         else:
-            self._ledger.dropped(self.label, reason)
+            self._ledger.dropped(self.label, reason, run=result.run)
 
 
 class Publish:
@@ -117,14 +119,17 @@ class Publish:
         self._ring, self._sinks, self._ledger = ring, sinks, ledger
 
     def __call__(self, item: Item) -> None:
-        """Publish a start, a result or an end."""
+        """Publish a start, a result or an end; ends carry the account of their run."""
         if isinstance(item, Result):
-            self._ledger.received(self.STAGE)
+            self._ledger.received(self.STAGE, run=item.run)
+        elif isinstance(item, RunEnd):
+            account = self._ledger.run(item.run, ranges=False)
+            item = replace(item, account=account or item.account)
         records.put(self._ring, item)
         for sink in self._sinks:
             sink.put(item)
         if isinstance(item, Result):
-            self._ledger.sent(self.STAGE)
+            self._ledger.sent(self.STAGE, run=item.run)
 
     def close(self) -> None:
         """Nothing more will come."""
