@@ -20,6 +20,7 @@ from quietbeam.core.ring import RingWriter
 from quietbeam.model.engines import cache_directory
 from quietbeam.pipeline.pipeline import Pipeline, Rings
 from quietbeam.service.access import Access, own_names
+from quietbeam.service.accounts import RunLog
 from quietbeam.service.control import Control
 from quietbeam.service.health import alive
 from quietbeam.service.http import Endpoints, HttpServer, listen, url_of
@@ -84,6 +85,7 @@ class Daemon:
         self._argv = (tuple(sink_argv), tuple(trainer_argv))
         self._notifier = Notifier()
         self._ledger = Ledger()
+        self._run_log = RunLog(self._ledger)
         self._shed = Shed()
         self._state = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,9 +171,17 @@ class Daemon:
             loop, self._trainer.calibrated, found
         )
         operations = Operations(
-            self.snapshot, self._outputs, self._trainer, self._model, self._pipeline, self._reload
+            self.snapshot,
+            self.accounts,
+            self._outputs,
+            self._trainer,
+            self._model,
+            self._pipeline,
+            self._reload,
         )
-        endpoints = Endpoints(self.snapshot, telemetry.registry, Control(operations), self._access)
+        endpoints = Endpoints(
+            self.snapshot, self.accounts, telemetry.registry, Control(operations), self._access
+        )
         self._http = HttpServer(endpoints.application(), listener)
 
     def _trainer_init(self) -> dict[str, Any]:
@@ -251,8 +261,9 @@ class Daemon:
             self._tick()
 
     def _tick(self) -> None:
-        """Ping the watchdog, let training rest under overload, say how it goes."""
+        """Ping the watchdog, let training rest under overload, say how it goes and went."""
         snapshot = self.snapshot()
+        self._run_log.tell()
         if self._notifier.watchdog_s is not None and all(c.ok for c in alive(snapshot)):
             self._notifier.ping()
         resting = self._shed.active
@@ -343,6 +354,7 @@ class Daemon:
         return left + left_over(stages, rings, [*self._outputs, "denoise"])
 
     def _verdict(self, left: list[str]) -> int:
+        self._run_log.tell(now=True)
         failures = {name: repr(error) for name, error in self._threads.failures.items()}
         for name, error in self._threads.failures.items():
             log.error("thread_failed", thread=name, exc_info=error)
@@ -370,6 +382,10 @@ class Daemon:
     def snapshot(self) -> dict[str, Any]:
         """Describe everything at one moment."""
         return self._parts.snapshot(self._state)
+
+    def accounts(self) -> dict[str, Any]:
+        """Give the account of every frame."""
+        return self._parts.accounts()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:
