@@ -234,9 +234,11 @@ def test_no_damage_mixes_two_series_or_unbalances_the_ledger(form, tmp_path_fact
 @pytest.mark.parametrize("form", NAMED)
 def test_two_series_that_interleave_stay_apart_and_the_older_ones_frames_are_foreign(form):
     first, second = two_series(form)
-    events = decoded(form, [m for pair in zip(first, second, strict=True) for m in pair], [])
+    mixed = [m for pair in zip(first[2:], second[:-2], strict=True) for m in pair]
+    events = decoded(form, [*first[:2], *mixed, *second[-2:]], [])
     assert_runs(events, form)
     foreign = [event for event in events if isinstance(event, Rejected)]
     assert {event.reason for event in foreign} == {"foreign"}
     kept = [event.pixels[0, 0] for event in events if isinstance(event, Frame)]
     assert kept.count(2) == FRAMES  # the newer series is whole
+    assert sum(isinstance(event, RunStart) for event in events) == 2
