@@ -242,3 +242,19 @@ def test_two_series_that_interleave_stay_apart_and_the_older_ones_frames_are_for
     kept = [event.pixels[0, 0] for event in events if isinstance(event, Frame)]
     assert kept.count(2) == FRAMES  # the newer series is whole
     assert sum(isinstance(event, RunStart) for event in events) == 2
+
+
+@pytest.mark.parametrize("ours", [0, 1])
+def test_a_client_that_takes_every_other_part_of_a_flattened_stream_is_told(ours, tmp_path):
+    run = simulated_run(pixels(1, 0, (4, 6)), 40, 100.0)
+    encoding = encoder("dectris-v1-flat")
+    messages = encoding.start(run)
+    for number in range(40):
+        image = pixels(1, number, (4, 6))
+        messages += encoding.frame(
+            Frame(run=run.run, index=number, time_ns=0, received_ns=0, pixels=image)
+        )
+    source, alarms, writer = Script(), Alarms(), ring.create(tmp_path / "ring", 1 << 18)
+    source._events = decoded("dectris-v1-flat", messages[ours::2], [])
+    Ingest(source, writer, Ledger(), {}, alarms).body()
+    assert set(alarms.active()) == {"all_refused"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from quietbeam.core.events import RunStart
+from quietbeam.core.events import Rejected, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.pipeline.alarms import Alarms
 from quietbeam.pipeline.watch import Watch
@@ -76,6 +76,26 @@ def test_frames_out_of_order_and_a_single_gap_are_no_pattern():
     stream.start()
     swapped = [number ^ 1 for number in range(200)]
     stream.frames(*swapped, *range(500, 600))
+    assert stream.active == set()
+
+
+def test_a_stream_of_refusals_is_told_until_a_frame_comes():
+    stream = Stream()
+    stream.start()
+    dummy = Rejected(reason="preview", detail="2 by 2")
+    halves = Rejected(reason="truncated", detail="frame 3: its data never came")
+    for _ in range(20):
+        stream.watch.refused(dummy)
+    for _ in range(15):
+        stream.watch.refused(halves)
+    stream.frames(0)
+    for _ in range(15):
+        stream.watch.refused(halves)
+    assert stream.active == set()
+    stream.watch.refused(halves)
+    assert stream.active == {"all_refused"}
+    assert "truncated: frame 3" in stream.alarms.active()["all_refused"]["message"]
+    stream.frames(1)
     assert stream.active == set()
 
 

@@ -13,6 +13,7 @@ import structlog
 
 AlarmName = Literal[
     "regular_gaps",  # frames are missing in a stable pattern: another client takes them
+    "all_refused",  # message after message is refused, and no frame comes
     "end_missing",  # the newest run ended without its end
     "count_differs",  # the producer's count of the newest run is not ours
     "joined_late",  # the first frame of the run going on is not its first
@@ -56,6 +57,8 @@ class Alarms:
 
     def clear(self, name: AlarmName) -> None:
         """It is over; nothing happens if it was not active."""
+        if name not in self._active:
+            return
         with self._lock:
             before = self._active.pop(name, None)
         if before is not None:

@@ -108,6 +108,7 @@ class Ingest:
             case Rejected():
                 frame = event.index is not None
                 self._ledger.refused(event.reason, run=event.run, frame=frame)
+                self._watch.refused(event)
                 self._warn(event.reason, event.detail)
 
     def _start(self, run: RunStart) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from quietbeam.core.events import RunStart
+from quietbeam.core.events import Rejected, RunStart
 from quietbeam.core.ledger import RunAccount
 from quietbeam.pipeline.alarms import Alarms
 
@@ -16,6 +16,10 @@ A stream that loses every second frame at random shows it once in 10^8 frames.
 """
 _WHOLE = 12
 """So many steps of one mean that nothing is taken any more."""
+_REFUSED = 16
+"""So many refusals, and no frame between them, are no accident."""
+_ORDINARY = ("preview", "foreign")
+"""Refusals that come in numbers where all is well: dummies, and leftovers of an older series."""
 
 
 class Watch:
@@ -26,6 +30,7 @@ class Watch:
         self._start: RunStart | None = None
         self._highest: int | None = None
         self._steps: deque[int] = deque(maxlen=_STEPS)
+        self._refused = 0
 
     def start(self, run: RunStart) -> None:
         """A run begins."""
@@ -34,6 +39,8 @@ class Watch:
 
     def frame(self, number: int) -> None:
         """A frame came."""
+        self._refused = 0
+        self._alarms.clear("all_refused")
         if self._start is None:
             return
         highest, first = self._highest, self._start.first_index
@@ -46,6 +53,18 @@ class Watch:
             self._step(self._start.run, number, number - highest)
         if number == first:
             self._alarms.clear("joined_late")
+
+    def refused(self, message: Rejected) -> None:
+        """A message was refused."""
+        self._refused += message.reason not in _ORDINARY
+        if self._refused == _REFUSED:
+            run = "" if self._start is None else self._start.run
+            text = (
+                f"{_REFUSED} messages were refused and no frame came between them, the last one "
+                f"as {message.reason}: {message.detail}; if the parts of messages are sent one by "
+                "one, another client may be taking every other part"
+            )
+            self._alarms.report("all_refused", run, text)
 
     def end(self, account: RunAccount) -> None:
         """The run is over; ``account`` says how."""
