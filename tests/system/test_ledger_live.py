@@ -70,7 +70,7 @@ def taking_in(source, path):
     """Ingest in a thread; gives its ledger and alarms."""
     ledger, alarms = Ledger(), Alarms()
     writer = ring.create(path, 1 << 20)
-    ingest = Ingest(source, writer, ledger, {}, alarms)
+    ingest = Ingest(source, writer, ledger, lambda _run: {}, alarms)
     thread = threading.Thread(target=ingest.body)
     thread.start()
     try:

@@ -127,7 +127,7 @@ def taken_in(events, path):
     source, ledger, writer = Script(), Ledger(), ring.create(path, 1 << 18)
     source._events = events
     reader = ring.RingReader(path, "test", from_first=True)
-    Ingest(source, writer, ledger, {}, Alarms()).body()
+    Ingest(source, writer, ledger, lambda _run: {}, Alarms()).body()
     runs, passed_on = records.RunReader(reader), []
     while not reader.finished:
         passed_on += runs.poll(0)
@@ -256,5 +256,5 @@ def test_a_client_that_takes_every_other_part_of_a_flattened_stream_is_told(ours
         )
     source, alarms, writer = Script(), Alarms(), ring.create(tmp_path / "ring", 1 << 18)
     source._events = decoded("dectris-v1-flat", messages[ours::2], [])
-    Ingest(source, writer, Ledger(), {}, alarms).body()
+    Ingest(source, writer, Ledger(), lambda _run: {}, alarms).body()
     assert set(alarms.active()) == {"all_refused"}
