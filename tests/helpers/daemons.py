@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,7 +27,13 @@ def free_port() -> int:
 
 
 def config_text(
-    directory: Path, port: int, *, more: str = "", sinks: str = "", denoiser: str = "kalman"
+    directory: Path,
+    port: int,
+    *,
+    more: str = "",
+    sinks: str = "",
+    denoiser: str = "kalman",
+    run_timeout_s: str = "1.0",
 ) -> str:
     return f"""
 name = "test"
@@ -35,7 +41,7 @@ name = "test"
 kind = "array"
 address = "tcp://127.0.0.1:{port}"
 bind = true
-run_timeout_s = 1.0
+run_timeout_s = {run_timeout_s}
 [denoiser]
 kind = "{denoiser}"
 [calibration]
@@ -160,26 +166,30 @@ def frame_pixels(number: int, shape: tuple[int, int] = (32, 48)) -> np.ndarray:
 
 def send_frames(
     port: int,
-    frames: int,
+    frames: int | Sequence[int],
     *,
     rate_hz: float = 200.0,
     shape: tuple[int, int] = (32, 48),
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Be a detector: push ``frames`` images in array-1.0; give how many left."""
+    """Be a detector: push so many images, or those of these numbers, in array-1.0.
+
+    Gives how many left.
+    """
     from quietbeam.core.events import Frame
     from quietbeam.offline.sender import open_sender
     from quietbeam.testing.simulators import encoder, simulated_run
 
+    numbers = range(frames) if isinstance(frames, int) else frames
     encode = encoder("array-1.0")
-    run = simulated_run(frame_pixels(0, shape), frames, rate_hz)
+    run = simulated_run(frame_pixels(0, shape), len(numbers), rate_hz)
     with open_sender(f"tcp://127.0.0.1:{port}", bind=False) as sender:
         for message in encode.start(run):
             sender.send(message)
         began = time.monotonic()
-        for number in range(frames):
+        for sent, number in enumerate(numbers):
             if stop():
-                return number
+                return sent
             frame = Frame(
                 run=run.run,
                 index=number,
@@ -189,5 +199,5 @@ def send_frames(
             )
             for message in encode.frame(frame):
                 assert sender.send(message)
-            time.sleep(max(0.0, began + (number + 1) / rate_hz - time.monotonic()))
-    return frames
+            time.sleep(max(0.0, began + (sent + 1) / rate_hz - time.monotonic()))
+    return len(numbers)

@@ -156,6 +156,32 @@ def test_reload_is_validated_first_and_loses_no_frame(daemon):
     assert status["ledger"]["ingest"]["dropped"] == {}
 
 
+def test_an_alarm_is_in_status_metrics_log_and_table_until_it_is_over(daemon):
+    daemon.wait_for(lambda s: s["run"] is None, what="the end of the run before")
+    sending = threading.Thread(target=send_frames, args=(daemon.port, [*range(0, 80, 2)]))
+    sending.start()
+    status = daemon.wait_for(lambda s: s["alarms"], what="an alarm")
+    assert list(status["alarms"]) == ["regular_gaps"]
+    assert daemon.events("alarm_raised")[-1]["alarm"] == "regular_gaps"
+    metrics = get(f"{daemon.url}/metrics")[1].decode()
+    assert 'quietbeam_alarm_active{alarm="regular_gaps"} 1.0' in metrics
+    assert 'quietbeam_alarm_active{alarm="end_missing"} 0.0' in metrics
+    table = subprocess.run(
+        [sys.executable, "-m", "quietbeam", "control", "ledger", "--config", str(daemon.config)],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert "ALARM regular_gaps" in table
+    sending.join()
+    run = status["run"]["run"]
+    daemon.wait_for(lambda s: s["run"] is None, what="the end of the run")
+    ledger = json.loads(get(f"{daemon.url}/api/v1/ledger")[1])
+    assert ledger["runs"][0]["run"] == run
+    assert ledger["runs"][0]["missing_ranges"] == [[n, n] for n in range(1, 78, 2)]
+    send_frames(daemon.port, 40)
+    daemon.wait_for(lambda s: not s["alarms"], what="the end of the alarm")
+    assert daemon.events("alarm_cleared")[-1]["alarm"] == "regular_gaps"
+
+
 BROKEN = """
 import dataclasses, sys
 from contextlib import contextmanager

@@ -34,9 +34,16 @@ def test_a_daemon_whose_recorder_is_killed_records_every_frame_raw_and_clean(tmp
         os.kill(recorder_pid(daemon), signal.SIGKILL)
         sender.join()
         status = daemon.wait_for(
-            lambda s: any(o["finished"] for o in s["outputs"].values()), 30, "the end of the run"
+            lambda s: (
+                any(o["finished"] for o in s["outputs"].values())
+                and all(a["in_flight"] == 0 for a in s["output_accounts"].values())
+            ),
+            30,
+            "the end of the run",
         )
         (output,) = status["outputs"].values()
+        account = status["output_accounts"]["hdf5.0:raw"]
+        assert account == {"received": 300, "sent": 300, "dropped": {}, "in_flight": 0}
         assert daemon.stop() == 0, daemon.log()
     (finished,) = output["finished"]
     assert (finished["raw"], finished["clean"], finished["missing"]) == (300, 300, 0)
@@ -49,4 +56,9 @@ def test_a_daemon_whose_recorder_is_killed_records_every_frame_raw_and_clean(tmp
         assert set(recording.denoisers) == {"kalman"}
         assert 'kind = "kalman"' in recording.provenance.config
         assert recording.provenance.counts["written"] == 300
+        assert recording.ledger["source", "received"] == 300
+        assert recording.ledger["source", "missing"] == 0
+        for stage in ("ingest", "denoise", "publish"):
+            assert recording.ledger[stage, "sent"] == 300
+            assert recording.ledger[stage, "in_flight"] == 0
         assert "quality.psnr_estimated_db" in recording.metrics

@@ -20,6 +20,9 @@ TOKEN = "correct-horse-battery"
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 
 
+ACCOUNTS = {"balanced": True, "runs": [{"run": "a", "missing_ranges": [[3, 4]]}]}
+
+
 class Actions:
     """Does nothing, and remembers what it was told."""
 
@@ -28,6 +31,9 @@ class Actions:
 
     def status(self):
         return {"state": "running", "value": float("nan")}
+
+    def ledger(self):
+        return ACCOUNTS
 
     def record(self, *, on):
         self.told.append(("record", on))
@@ -79,7 +85,9 @@ async def served(status=None):
     actions, access = Actions(), Access(TOKEN, own_names("127.0.0.1"))
     status = snapshot() if status is None else status
     telemetry = Telemetry(lambda: status)
-    endpoints = Endpoints(lambda: status, telemetry.registry, Control(actions), access)
+    endpoints = Endpoints(
+        lambda: status, lambda: ACCOUNTS, telemetry.registry, Control(actions), access
+    )
     listener = listen("127.0.0.1:0")
     server = HttpServer(endpoints.application(), listener)
     server.start()
@@ -104,6 +112,16 @@ def test_reading_is_open():
             assert code == 200, path
             if path != "/metrics":
                 assert headers["x-content-type-options"] == "nosniff"
+
+    serve(scenario)
+
+
+def test_the_ledger_has_a_page_and_a_command():
+    async def scenario(server):
+        _, content, _ = await server.ask("GET", "/api/v1/ledger")
+        assert json.loads(content) == ACCOUNTS
+        code, content, _ = await server.ask("POST", "/api/v1/control/ledger", {}, AUTH)
+        assert (code, json.loads(content)) == (200, ACCOUNTS)
 
     serve(scenario)
 
@@ -259,7 +277,7 @@ def test_stopping_is_safe_before_the_start_and_twice():
     async def scenario():
         server = HttpServer(
             Endpoints(
-                dict, Telemetry(dict).registry, Control(Actions()), Access("", frozenset())
+                dict, dict, Telemetry(dict).registry, Control(Actions()), Access("", frozenset())
             ).application(),
             listen("127.0.0.1:0"),
         )

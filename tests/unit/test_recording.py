@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.recordings import frame, pixels, result, run_end, run_start
-from quietbeam import DataError, Frame, SinkError
+from quietbeam import DataError, Frame, RunEnd, SinkError
 from quietbeam.core import recording as names
 from quietbeam.core.plugin import SinkPlugin
 from quietbeam.core.recording import Recorder, gaps
@@ -168,6 +168,27 @@ def test_the_reader_gives_it_all_back(full):
         assert start.mask is not None
         assert start.mask.sum() == 1
         assert start.metadata == {"sample": "NMC"}
+
+
+def test_the_account_of_the_run_is_in_the_file(tmp_path):
+    source = {"received": 1, "missing": 3, "rejected": {"truncated": 2}}
+    stage = {"received": 1, "sent": 0, "dropped": {"overload": 1}, "in_flight": 0}
+    with sink_settings(tmp_path).open() as sink:
+        sink.start(run_start("7"))
+        sink.raw(frame(0, "7"))
+        account = {"run": "7", "source": source, "stages": {"denoise": stage}}
+        sink.stop(RunEnd(run="7", reason="completed", account=account))
+        (finished,) = sink.take_finished()
+    with Recording(finished.file) as recording:
+        assert recording.ledger == {
+            ("source", "received"): 1,
+            ("source", "missing"): 3,
+            ("source", "rejected:truncated"): 2,
+            ("denoise", "received"): 1,
+            ("denoise", "sent"): 0,
+            ("denoise", "dropped:overload"): 1,
+            ("denoise", "in_flight"): 0,
+        }
 
 
 def test_host_times_are_seconds_of_the_day_the_frame_came(tmp_path):

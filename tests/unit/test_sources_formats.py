@@ -475,3 +475,14 @@ def test_frames_larger_than_allowed_are_refused():
     running = decoder("dectris", max_frame_bytes=1000)
     events = feed(running, series("dectris-v1", images()))
     assert {event.reason for event in events} == {"oversized"}
+
+
+def test_dummy_previews_are_refused_even_when_the_header_was_missed():
+    messages = series("dectris-v2", images(count=2))
+    dummies = series("dectris-v2", images(count=9, shape=(2, 2)))
+    running = decoder("dectris-v2")
+    events = feed(running, [dummies[8], messages[1], dummies[9], messages[2]])
+    refused = [event.reason for event in events if isinstance(event, Rejected)]
+    assert refused == ["preview", "preview"]
+    assert kinds(events) == ["Rejected", "RunStart", "Frame", "Rejected", "Frame"]
+    assert events[1].shape == (24, 40)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
-from quietbeam_plugins.sources.series import SeenNumbers, SeriesMachine
+from quietbeam_plugins.sources.series import SeriesMachine
 
 SECOND = 1_000_000_000
 PIXELS = np.zeros((4, 6), "u2")
@@ -38,8 +38,8 @@ class Stream:
         )
         self._keep(events)
 
-    def end(self, number=1, now_s=0.0):
-        self._keep(self.machine.end(("", number), round(now_s * SECOND)))
+    def end(self, number=1, now_s=0.0, frames_sent=None):
+        self._keep(self.machine.end(("", number), round(now_s * SECOND), frames_sent))
 
     def tick(self, now_s):
         self._keep(self.machine.tick(round(now_s * SECOND)))
@@ -251,30 +251,74 @@ def test_a_header_that_its_frames_overtook_is_refused():
     assert stream.story == ["start:run1", 1, "!duplicate", 0]
 
 
+def test_frames_of_a_new_series_whose_header_was_missed_complete_one_that_has_its_end():
+    stream = Stream(grace_s=0.25)
+    stream.begin(1, frames_expected=9)
+    stream.frame(0)
+    stream.end(1, now_s=1.0)
+    stream.frame(5, series=2, now_s=1.1)
+    assert stream.story == ["start:run1", 0, "end:completed", "start:run2", 5]
+
+
+def test_the_count_told_with_the_end_settles_the_run_and_goes_along():
+    stream = Stream()
+    stream.begin(1, frames_expected=100_000)
+    stream.frame(0)
+    stream.end(1, now_s=1.0, frames_sent=2)
+    assert stream.story == ["start:run1", 0]
+    stream.frame(1, now_s=1.1)
+    assert stream.story == ["start:run1", 0, 1, "end:completed"]
+    assert stream.events[-1].frames_sent == 2
+
+
+def test_the_rest_of_a_run_given_up_too_early_begins_where_that_one_ended():
+    stream = Stream(run_timeout_s=2.0)
+    stream.begin(1, frames_expected=10, first_index=0)
+    for number in (0, 1, 3):
+        stream.frame(number)
+    stream.tick(2.1)
+    stream.frame(4, now_s=9.0)
+    rest = stream.events[-2]
+    assert (rest.run, rest.first_index, rest.frames_expected) == ("run1-2", 4, 6)
+    stream.end(1, now_s=9.0, frames_sent=5)
+    assert stream.story[-2:] == [4, "end:completed"]
+    assert stream.events[-1].frames_sent == 1
+
+
+def test_what_comes_after_its_end_or_twice_says_which_frame_of_which_run_it_is():
+    stream = Stream()
+    stream.begin(1, frames_expected=1)
+    stream.frame(0)
+    stream.frame(0)
+    stream.end(1)
+    stream.frame(1)
+    stream.frame(7, series=0)
+    stream.end(1)
+    refused = [e for e in stream.events if isinstance(e, Rejected)]
+    assert [(e.reason, e.run, e.index) for e in refused[:2]] == [
+        ("duplicate", "run1", 0),
+        ("foreign", "run1", 1),
+    ]
+    assert (refused[-1].reason, refused[-1].index) == ("foreign", None)  # an end is no frame
+
+
+def test_an_announced_series_that_never_comes_does_not_shut_out_a_restarted_detector():
+    stream = Stream()
+    stream.announce(57)
+    for tenth in range(70):
+        stream.frame(tenth, series=1, now_s=tenth / 10)
+    assert stream.story[:50] == ["!foreign"] * 50
+    start = stream.story.index("start:run1")
+    assert 50 <= start <= 52
+    assert stream.story[start + 1 :] == list(range(start, 70))
+
+
 def test_the_end_of_the_stream_settles_the_run():
     stream = Stream()
     stream.finish()
     stream.begin(1)
     stream.finish()
     assert stream.story == ["start:run1", "end:lost"]
-
-
-@given(st.lists(st.integers(0, 60)))
-def test_a_frame_number_is_new_exactly_once(numbers):
-    seen = SeenNumbers()
-    known = set()
-    for number in numbers:
-        assert seen.add(number) == (number not in known)
-        known.add(number)
-
-
-def test_memory_for_frame_numbers_does_not_grow_with_the_run():
-    seen = SeenNumbers()
-    assert all(seen.add(number) for number in range(0, 20_000, 2))
-    assert len(seen._gaps) <= 1024
-    assert not seen.add(1)  # older than the oldest gap that is remembered
-    assert seen.add(19_997)
-    assert seen.add(2**62)
 
 
 SHAPES = st.sampled_from([(4, 6), (4, 6), (4, 6), (2, 2)])

@@ -8,8 +8,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.snapshots import snapshot
 from quietbeam.core.ledger import Ledger
+from quietbeam.service.accounts import stages_account
 from quietbeam.service.metrics import FAMILIES
-from quietbeam.service.status import is_balanced, left_over, stages_account
+from quietbeam.service.status import is_balanced, left_over
 from quietbeam.service.telemetry import END_TO_END, PREFIX, Telemetry
 
 
@@ -43,8 +44,20 @@ def test_the_snapshot_is_what_a_scrape_shows():
     assert value(values, "config_last_reload_successful") == 0
 
 
+def test_every_way_a_frame_can_go_is_a_metric():
+    values = scraped(snapshot())
+    for name, number in {"late": 2, "missing": 1, "duplicate": 1, "foreign": 0}.items():
+        assert value(values, f"frames_{name}_total") == number
+    assert value(values, "stage_frames_in_total", stage="hdf5.0:raw") == 5
+    assert value(values, "stage_frames_dropped_total", stage="hdf5.0:raw", reason="disk_full") == 0
+    assert value(values, "alarm_active", alarm="joined_late") == 1
+    assert value(values, "alarm_active", alarm="regular_gaps") == 0
+    assert value(values, "alarms_raised_total", alarm="joined_late") == 3
+    assert value(values, "alarms_raised_total", alarm="end_missing") == 0
+
+
 def test_what_alerts_count_is_there_before_the_first_event():
-    values = scraped(snapshot(ledger={}, rejected={}))
+    values = scraped(snapshot(ledger={}, frames={}, alarms={}, alarms_raised={}))
     assert value(values, "stage_frames_in_total", stage="ingest") == 0
     assert value(values, "stage_frames_dropped_total", stage="denoise", reason="ring_overrun") == 0
     assert value(values, "frames_rejected_total", source="array", reason="oversized") == 0

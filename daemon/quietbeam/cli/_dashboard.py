@@ -46,6 +46,9 @@ class Dashboard:
             f"{_ms(pipeline, 'latency_p50_s')} | {_ms(pipeline, 'latency_p99_s')}",
         )
         table.add_row("dropped", _dropped(status))
+        table.add_row("never came", _irregular(status))
+        for alarm in (status.get("alarms") or {}).values():
+            table.add_row("ALARM", Text(str(alarm["message"]), style="bold red"))
         return table
 
     def _quality(self, pipeline: Mapping[str, Any], status: Mapping[str, Any]) -> Table:
@@ -130,6 +133,14 @@ def _dropped(status: Mapping[str, Any]) -> str:
         for reason, count in account.get("dropped", {}).items()
     ]
     return ", ".join(reasons) or "none"
+
+
+def _irregular(status: Mapping[str, Any]) -> str:
+    """Say what the source did not give as it should."""
+    run, ever = status.get("run") or {}, status.get("frames") or {}
+    missing = (run.get("source") or {}).get("missing", 0) if run.get("reason") is None else 0
+    others = [f"{name} {ever[name]}" for name in ("late", "duplicate", "foreign") if ever.get(name)]
+    return ", ".join([f"{missing + ever.get('missing', 0)} frames", *others])
 
 
 def _sparkline(values: list[float]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quietbeam.cli import Subparsers
+from quietbeam.cli._ledger import print_ledger
 from quietbeam.cli._output import add_command, add_json, print_json, print_mapping
 from quietbeam.core.errors import ConfigError, QuietbeamError
 
@@ -55,6 +56,8 @@ def _execute(arguments: argparse.Namespace) -> int:
     answer = send(url, token, arguments.command, body)
     if arguments.json:
         print_json(answer)
+    elif arguments.command == "ledger":
+        print_ledger(answer)
     else:
         print_mapping(answer)
     return 0

@@ -44,6 +44,8 @@ class RunStart:
         frame_time_s: Time from one frame to the next, or None if not told.
         exposure_s: Time the shutter was open, or None if not told.
         frames_expected: As announced; often wrong, never waited for.
+        first_index: Number of its first frame, or None where the format does
+            not tell; what is missing is counted from there.
         mask: bool, True where a pixel is bad for the whole run: (h, w) for all
             channels, or of ``shape``; or None.
         nodata: Count that means "no data" in this dtype, or None.
@@ -58,6 +60,7 @@ class RunStart:
     frame_time_s: float | None = None
     exposure_s: float | None = None
     frames_expected: int | None = None
+    first_index: int | None = None
     pixel_size_m: float | None = None
     energy_kev: float | None = None
     distance_m: float | None = None
@@ -106,10 +109,19 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
-    """Last event of a run."""
+    """Last event of a run.
+
+    Attributes:
+        run: Name of the run.
+        reason: Why it ended; ``lost`` if nobody said that it does.
+        frames_sent: How many frames the producer says it sent, or None.
+        account: What became of its frames, as JSON; filled in by the daemon.
+    """
 
     run: str
     reason: EndReason
+    frames_sent: int | None = None
+    account: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +131,15 @@ class Rejected:
     Attributes:
         reason: One of a closed list; labels a metric.
         detail: For the log: what was got, what was expected.
+        run: Name of the run it belongs to, where that is known.
+        index: Number of the frame it would have been; None if it is no frame,
+            or its number is not known.
     """
 
     reason: RejectReason
     detail: str
+    run: str | None = None
+    index: int | None = None
 
 
 Event = RunStart | Frame | RunEnd | Rejected

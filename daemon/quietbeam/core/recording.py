@@ -41,7 +41,7 @@ ENTRY = "/entry"
 RAW, CLEAN, METRICS = "/entry/raw", "/entry/clean", "/entry/metrics"
 DETECTOR, BEAM, PROCESS = "/entry/instrument/detector", "/entry/instrument/beam", "/entry/process"
 DECISIONS, WEIGHTS, MISSING = f"{PROCESS}/decisions", f"{PROCESS}/weights", f"{PROCESS}/missing"
-DENOISERS = f"{PROCESS}/denoisers"
+DENOISERS, LEDGER = f"{PROCESS}/denoisers", f"{PROCESS}/ledger"
 END_REASON, END_TIME = f"{PROCESS}/end_reason", "/entry/end_time"
 COUNTS = {
     "received": f"{PROCESS}/frames_received",
@@ -323,6 +323,14 @@ def _tables(made: Layout) -> None:
         shape=(2,),
         description="raw frames that never came: first and last frame_id of each gap",
     )
+    made.groups[LEDGER] = {"NX_class": "NXcollection"}
+    made.columns |= {
+        f"{LEDGER}/stage": Column(dtype=np.dtype("S64"), description="source, a stage, an output"),
+        f"{LEDGER}/what": Column(
+            dtype=np.dtype("S64"), description="received, sent, in_flight, dropped:REASON, ..."
+        ),
+        f"{LEDGER}/frames": Column(dtype=np.dtype(np.int64), description="of the run, at its end"),
+    }
     made.groups[WEIGHTS] = {"NX_class": "NXcollection"}
     made.columns |= {
         f"{WEIGHTS}/version": Column(dtype=np.dtype(np.uint32), description="see model_version"),
@@ -330,6 +338,19 @@ def _tables(made: Layout) -> None:
         f"{WEIGHTS}/sha256": Column(dtype=np.dtype("S64"), description="of the weights' file"),
         f"{WEIGHTS}/time": Column(dtype=np.dtype("S40"), description="of the promotion, ISO 8601"),
     }
+
+
+def ledger_rows(account: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Give (stage, what, frames) for everything in ``RunEnd.account``; messages for rejected."""
+    counted = {"source": account.get("source", {}), **account.get("stages", {})}
+    rows = []
+    for stage, counts in counted.items():
+        for what, value in counts.items():
+            if isinstance(value, Mapping):
+                rows += [(stage, f"{what}:{reason}", n) for reason, n in value.items()]
+            else:
+                rows.append((stage, what, value))
+    return rows
 
 
 def gaps(frame_ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,12 +17,14 @@ _START_FIELDS = (
     "frame_time_s",
     "exposure_s",
     "frames_expected",
+    "first_index",
     "pixel_size_m",
     "energy_kev",
     "distance_m",
     "nodata",
     "saturation",
 )
+_END_FIELDS = ("run", "reason", "frames_sent", "account")
 
 
 def put(ring: RingWriter, item: RunStart | Frame | RunEnd | Result) -> None:
@@ -38,7 +40,7 @@ def put(ring: RingWriter, item: RunStart | Frame | RunEnd | Result) -> None:
         case Frame():
             ring.write(Kind.FRAME, _frame_meta(item), item.pixels)
         case RunEnd():
-            ring.write(Kind.END, {"run": item.run, "reason": item.reason})
+            ring.write(Kind.END, {name: getattr(item, name) for name in _END_FIELDS})
         case Result():
             _put_result(ring, item)
 
@@ -78,6 +80,11 @@ def run_start(record: Record) -> RunStart:
         metadata=meta["metadata"],
         **fields,
     )
+
+
+def run_end(record: Record) -> RunEnd:
+    """Read an END record."""
+    return RunEnd(**record.meta)
 
 
 def frame(record: Record) -> Frame:
@@ -123,7 +130,7 @@ class RunReader:
             self._run = run
             yield run_start(record)
         elif record.kind == Kind.END:
-            yield from self._end(run, record.meta["reason"])
+            yield from self._end(run_end(record))
         elif run == self._run:
             yield record
         else:
@@ -132,16 +139,16 @@ class RunReader:
             self.orphans += not started
             yield from [*started, record] if started else []
 
-    def _end(self, run: str, reason: Any) -> Iterator[RunStart | RunEnd]:
-        if run != self._run:
+    def _end(self, end: RunEnd) -> Iterator[RunStart | RunEnd]:
+        if end.run != self._run:
             yield from self._end_unfinished()
             # a reader that resumes just before the end must still learn of it
-            started = list(self._start_again(run)) if self.ring.resumed else []
+            started = list(self._start_again(end.run)) if self.ring.resumed else []
             if not started:
                 return
             yield from started
         self._run = None
-        yield RunEnd(run=run, reason=reason)
+        yield end
 
     def _start_again(self, run: str) -> Iterator[RunStart]:
         pinned = self.ring.pinned(run)

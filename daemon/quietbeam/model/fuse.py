@@ -37,7 +37,7 @@ def fuse(
     if valid is not None:
         use &= valid
     np.copyto(difference, 0, where=~use)
-    posterior = variance / total
-    weight = posterior * use
+    posterior: Float = np.asarray(variance / total, np.float32)
+    weight: Float = np.asarray(posterior * use, np.float32)
     np.copyto(posterior, variance, where=~use)
-    return mean + weight * difference, posterior, weight
+    return np.asarray(mean + weight * difference, np.float32), posterior, weight

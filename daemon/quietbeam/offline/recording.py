@@ -216,6 +216,15 @@ class Recording:
         return names.gaps(self.column("raw/frame_id")) if self.has_raw else np.zeros((0, 2), int)
 
     @property
+    def ledger(self) -> dict[tuple[str, str], int]:
+        """What became of the run's frames, by (stage, what); empty while the run goes on."""
+        if names.LEDGER not in self._file:  # of an older version
+            return {}
+        columns = [self._file[f"{names.LEDGER}/{name}"][:] for name in ("stage", "what", "frames")]
+        rows = zip(*columns, strict=True)
+        return {(text(stage), text(what)): int(frames) for stage, what, frames in rows}
+
+    @property
     def provenance(self) -> Provenance:
         """How the file came about."""
         process = names.PROCESS

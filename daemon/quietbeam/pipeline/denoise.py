@@ -194,9 +194,10 @@ class Denoise:
         self._overload.update(self._reader.backlog / self._max_backlog, time.monotonic())
         if self._reader.backlog <= self._max_backlog:
             return
+        run = None if self.cleaner is None else self.cleaner.run.run
         while self._reader.backlog > self._max_backlog // 2 and self._reader.skip_frame():
-            self._ledger.received(STAGE)
-            self._ledger.dropped(STAGE, "overload")
+            self._ledger.received(STAGE, run=run)
+            self._ledger.dropped(STAGE, "overload", run=run)
 
     def _take(self, item: Any) -> None:
         match item:
@@ -233,18 +234,20 @@ class Denoise:
             self._finish.put(Estimated(estimate, model, cleaner.stabilisers))
 
     def _frame(self, frame: Frame) -> None:
-        self._count_overrun()
-        self._ledger.received(STAGE)
+        self._count_overrun(frame.run)
+        self._ledger.received(STAGE, run=frame.run)
         if self.cleaner is None or frame.pixels.shape != self.cleaner.run.shape:
-            self._ledger.dropped(STAGE, "no_run" if self.cleaner is None else "shape")
+            reason = "no_run" if self.cleaner is None else "shape"
+            self._ledger.dropped(STAGE, reason, run=frame.run)
             return
         began = time.perf_counter()
         self._hand_on(self.cleaner, self.cleaner.push(frame))
         self.observe(time.perf_counter() - began)
 
-    def _count_overrun(self) -> None:
+    def _count_overrun(self, run: str) -> None:
+        """Frames that were overwritten count for ``run``, in which it is noticed."""
         lost = self._reader.lost - self._lost_seen
         if lost:
             self._lost_seen += lost
-            self._ledger.received(STAGE, lost)
-            self._ledger.dropped(STAGE, "ring_overrun", lost)
+            self._ledger.received(STAGE, lost, run=run)
+            self._ledger.dropped(STAGE, "ring_overrun", lost, run=run)

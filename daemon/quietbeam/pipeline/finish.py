@@ -110,7 +110,7 @@ class Finish:
     def put(self, item: RunStart | Estimated | RunEnd) -> None:
         """Hand over the next item; waits while there is no room."""
         if not self._channel.put(item) and isinstance(item, Estimated):
-            self._ledger.dropped(self._stage, "failed")
+            self._ledger.dropped(self._stage, "failed", run=item.estimate.prepared.frame.run)
 
     def close(self) -> None:
         """Nothing more will come; what is queued is still published."""
@@ -169,7 +169,7 @@ class Finish:
                 latency_s=latency,
             )
         )
-        self._ledger.sent(self._stage)
+        self._ledger.sent(self._stage, run=frame.run)
         self.latencies.append(latency)
         self.observe_latency(latency)
         self.live, self.last_figures = item.model, figures

@@ -12,10 +12,12 @@ import structlog
 
 from quietbeam.core import records
 from quietbeam.core.errors import QuietbeamError, SourceError
-from quietbeam.core.events import Event, Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.events import EndReason, Event, Frame, Rejected, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.core.ring import RingWriter
+from quietbeam.pipeline.alarms import Alarms
+from quietbeam.pipeline.watch import Watch
 
 STAGE = "ingest"
 _BACKOFF_S = (0.5, 1.0, 2.0, 5.0)
@@ -29,6 +31,7 @@ class Ingest:
         ring: The raw ring; closed when nothing more will come.
         ledger: Frames in and out, messages rejected by reason.
         describe: Gives what is put into a ``RunStart`` under "quietbeam".
+        alarms: Told what is wrong with the stream.
     """
 
     def __init__(
@@ -37,13 +40,14 @@ class Ingest:
         ring: RingWriter,
         ledger: Ledger,
         describe: Callable[[RunStart], Mapping[str, Any]],
+        alarms: Alarms,
     ) -> None:
         self._source, self._ring, self._ledger = source, ring, ledger
         self._describe = describe
+        self._watch = Watch(alarms)
         self._stop = threading.Event()
         self._log = structlog.get_logger(stage=STAGE)
         self._run: RunStart | None = None
-        self._indices: set[int] = set()
         self._warned: set[str] = set()
         self.state = "starting"
         self.run_frames = 0
@@ -100,53 +104,55 @@ class Ingest:
             case RunStart():
                 self._start(event)
             case RunEnd():
-                self._close_run(event.reason)
+                self._close_run(event.reason, event.frames_sent)
             case Rejected():
-                self._ledger.note("rejected", event.reason)
+                frame = event.index is not None
+                self._ledger.refused(event.reason, run=event.run, frame=frame)
+                self._watch.refused(event)
                 self._warn(event.reason, event.detail)
 
     def _start(self, run: RunStart) -> None:
         self._close_run("lost")
         metadata = {**run.metadata, "quietbeam": dict(self._describe(run))}
         self._run = dataclasses.replace(run, metadata=metadata)
-        self._indices, self.run_frames = set(), 0
+        self.run_frames = 0
+        self._ledger.begin(run.run, expected=run.frames_expected, first=run.first_index)
+        self._watch.start(run)
         records.put(self._ring, self._run)
         self.state = "running"
         self._log.info("run_started", run=run.run, shape=run.shape, dtype=str(run.dtype))
 
     def _frame(self, frame: Frame) -> None:
         began = time.perf_counter()
-        self._ledger.received(STAGE)
+        self._ledger.came(frame.index)
+        self._watch.frame(frame.index)
+        self._ledger.received(STAGE, run=frame.run)
         try:
             records.put(self._ring, frame)
         except QuietbeamError as error:
-            self._ledger.dropped(STAGE, "oversized")
+            self._ledger.dropped(STAGE, "oversized", run=frame.run)
             self._warn("oversized", str(error))
             return
-        self._ledger.sent(STAGE)
-        self._indices.add(frame.index)
+        self._ledger.sent(STAGE, run=frame.run)
         self.run_frames += 1
         self.last_frame_ns = frame.received_ns
         self.received_bytes += frame.pixels.nbytes
         self.observe(time.perf_counter() - began)
 
-    def _close_run(self, reason: Any) -> None:
+    def _close_run(self, reason: EndReason, frames_sent: int | None = None) -> None:
         if self._run is None:
             return
         run, self._run = self._run, None
-        missing = self._missing()
-        self._ledger.note("missing", "gap", missing)
-        records.put(self._ring, RunEnd(run=run.run, reason=reason))
-        self.state = "waiting"
-        self._log.info(
-            "run_ended", run=run.run, reason=reason, frames=self.run_frames, missing=missing
+        account = self._ledger.end(reason, frames_sent=frames_sent)
+        if account is not None and not self._stop.is_set():  # that we stop is no alarm
+            self._watch.end(account)
+        told = self._ledger.run(run.run, ranges=False) or {}
+        records.put(
+            self._ring,
+            RunEnd(run=run.run, reason=reason, frames_sent=frames_sent, account=told),
         )
-
-    def _missing(self) -> int:
-        """Frames between the first and the last number seen that never came."""
-        if not self._indices:
-            return 0
-        return max(self._indices) - min(self._indices) + 1 - len(self._indices)
+        self.state = "waiting"
+        self._log.info("run_ended", run=run.run, reason=reason, **told.get("source", {}))
 
     def _failed(self, error: SourceError, failures: int) -> None:
         self.state = f"failed: {error}"

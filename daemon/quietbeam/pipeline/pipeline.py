@@ -20,6 +20,7 @@ from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import RingReader, RingWriter
 from quietbeam.model.channels import calibration_account, each_channel, specs_for
 from quietbeam.model.stabilise import NoiseModel
+from quietbeam.pipeline.alarms import Alarms
 from quietbeam.pipeline.analyse import Analyses
 from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
 from quietbeam.pipeline.finish import Finish
@@ -58,11 +59,13 @@ class Pipeline:
         light = [(n, s) for n, s in enumerate(config.sinks) if not s.plugin.own_process]
         self._light, outlets = light_sinks(light, rings.raw.path, self.shed, ledger)
         self._publish = Publish(rings.clean, outlets, ledger)
+        self.alarms = Alarms()
         self._ingest = Ingest(
             config.source.plugin,
             rings.raw,
             ledger,
             lambda run: run_metadata(config, analyses, run.channels),
+            self.alarms,
         )
         self._finish = Finish(STAGE, ledger, analyses, self._publish, self.shed)
         self._denoise = Denoise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,8 +86,9 @@ class SinkThread:
                 return
 
     def _give_up(self) -> None:
-        left = sum(isinstance(item, Result | Frame) for item in self._waiting)
-        self._ledger.dropped(self.label, "failed", left)
+        for item in self._waiting:
+            if isinstance(item, Result | Frame):
+                self._ledger.dropped(self.label, "failed", run=item.run)
 
     def _sent(self) -> int:
         stage = self._ledger.stages().get(self.label)
@@ -115,12 +117,12 @@ class SinkThread:
             self._pace(sink)
             reason = sink.raw(item) if isinstance(item, Frame) else sink.write(item)
         except Exception:
-            self._ledger.dropped(self.label, "failed")
+            self._ledger.dropped(self.label, "failed", run=item.run)
             raise
         if reason is None:
-            self._ledger.sent(self.label)
+            self._ledger.sent(self.label, run=item.run)
         else:
-            self._ledger.dropped(self.label, reason)
+            self._ledger.dropped(self.label, reason, run=item.run)
 
     def _pace(self, sink: Any) -> None:
         """Wait until there is room, but not for ever once the daemon stops; tell the losses."""
@@ -148,12 +150,12 @@ class Outlet:
         if not isinstance(item, Result):
             self._outbox.put_mark(item)
             return
-        self._ledger.received(self._label)
+        self._ledger.received(self._label, run=item.run)
         is_shed = self._is_shed()
         self._outbox.lost += is_shed
         reason = "shed" if is_shed else self._outbox.put_frame(item)
         if reason is not None:
-            self._ledger.dropped(self._label, reason)
+            self._ledger.dropped(self._label, reason, run=item.run)
 
     def _is_shed(self) -> bool:
         if not self._is_view or not self._shed.gives_up("display"):
@@ -191,14 +193,17 @@ class Publish:
         self._ring, self._outlets, self._ledger = ring, outlets, ledger
 
     def __call__(self, item: Item) -> None:
-        """Publish a start, a result or an end."""
+        """Publish a start, a result or an end; ends carry the account of their run."""
         if isinstance(item, Result):
-            self._ledger.received(self.STAGE)
+            self._ledger.received(self.STAGE, run=item.run)
+        elif isinstance(item, RunEnd):
+            account = self._ledger.run(item.run, ranges=False)
+            item = replace(item, account=account or item.account)
         records.put(self._ring, item)
         for outlet in self._outlets:
             outlet.put(item)
         if isinstance(item, Result):
-            self._ledger.sent(self.STAGE)
+            self._ledger.sent(self.STAGE, run=item.run)
 
     def close(self) -> None:
         """Nothing more will come."""

@@ -34,6 +34,7 @@ class RawOutbox:
         self._items: deque[RunStart | RunEnd | Record] = deque()
         self._overrun = self._orphans = self._seen = 0
         self._closed_s: float | None = None
+        self._run: str | None = None  # which what is lost is counted for
 
     @property
     def closed_for_s(self) -> float | None:
@@ -54,10 +55,12 @@ class RawOutbox:
             while self._items:
                 item = self._items.popleft()
                 if not isinstance(item, Record):
+                    self._run = item.run
                     yield item
                 elif self._is_wanted():
-                    self._ledger.received(self._label)
-                    yield records.frame(item)
+                    frame = records.frame(item)
+                    self._ledger.received(self._label, run=frame.run)
+                    yield frame
                 else:
                     self._drop("every_nth")
 
@@ -84,5 +87,5 @@ class RawOutbox:
         self._overrun, self._orphans = overrun, orphans
 
     def _drop(self, reason: str, frames: int = 1) -> None:
-        self._ledger.received(self._label, frames)
-        self._ledger.dropped(self._label, reason, frames)
+        self._ledger.received(self._label, frames, run=self._run)
+        self._ledger.dropped(self._label, reason, frames, run=self._run)

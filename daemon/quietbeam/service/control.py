@@ -48,6 +48,7 @@ class CommandSpec:
 
 COMMANDS: Mapping[str, CommandSpec] = {
     "status": CommandSpec("the full snapshot of the daemon"),
+    "ledger": CommandSpec("the account of every frame: by source, stage, output and run"),
     "record_start": CommandSpec("record from now on"),
     "record_stop": CommandSpec("close the recording; data keep flowing"),
     "train_freeze": CommandSpec("stop learning, keep the model in use"),
@@ -72,6 +73,10 @@ class Actions(Protocol):
 
     def status(self) -> Mapping[str, Any]:
         """Give the full snapshot."""
+        ...
+
+    def ledger(self) -> Mapping[str, Any]:
+        """Give the account of every frame."""
         ...
 
     def record(self, *, on: bool) -> Mapping[str, Any]:
@@ -121,7 +126,7 @@ class Control:
         if spec is None:
             raise UnknownCommandError(f"no command {command!r}; known: {', '.join(COMMANDS)}")
         value = checked_argument(command, spec.argument, arguments)
-        if command != "status":
+        if command not in {"status", "ledger"}:
             log.info("control_command", command=command, arguments=dict(arguments), who=who)
         return await self._call(command, value)
 
@@ -129,6 +134,7 @@ class Control:
         actions = self._actions
         plain: dict[str, Callable[[], Mapping[str, Any]]] = {
             "status": actions.status,
+            "ledger": actions.ledger,
             "record_start": lambda: actions.record(on=True),
             "record_stop": lambda: actions.record(on=False),
             "train_freeze": lambda: actions.train(on=False),

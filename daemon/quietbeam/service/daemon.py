@@ -20,6 +20,7 @@ from quietbeam.core.ring import RingWriter
 from quietbeam.model.engines import cache_directory
 from quietbeam.pipeline.pipeline import Pipeline, Rings
 from quietbeam.service.access import Access, own_names
+from quietbeam.service.accounts import RunLog
 from quietbeam.service.control import Control
 from quietbeam.service.health import alive
 from quietbeam.service.http import Endpoints, HttpServer, listen, url_of
@@ -83,6 +84,7 @@ class Daemon:
         self._argv = (tuple(sink_argv), tuple(trainer_argv))
         self._notifier = Notifier()
         self._ledger = Ledger()
+        self._run_log = RunLog(self._ledger)
         self._state = "starting"
         self._tasks: set[asyncio.Task[None]] = set()
         self._killed: list[str] = []
@@ -167,9 +169,17 @@ class Daemon:
         )
         self._pipeline.shed.on_change = lambda _: _call_in(loop, self._rest_if_overloaded)
         operations = Operations(
-            self.snapshot, self._outputs, self._trainer, self._model, self._pipeline, self._reload
+            self.snapshot,
+            self.accounts,
+            self._outputs,
+            self._trainer,
+            self._model,
+            self._pipeline,
+            self._reload,
         )
-        endpoints = Endpoints(self.snapshot, telemetry.registry, Control(operations), self._access)
+        endpoints = Endpoints(
+            self.snapshot, self.accounts, telemetry.registry, Control(operations), self._access
+        )
         self._http = HttpServer(endpoints.application(), listener)
 
     def _trainer_init(self) -> dict[str, Any]:
@@ -249,8 +259,9 @@ class Daemon:
             self._tick()
 
     def _tick(self) -> None:
-        """Ping the watchdog, say how it goes."""
+        """Ping the watchdog, say how it goes and went."""
         snapshot = self.snapshot()
+        self._run_log.tell()
         if self._notifier.watchdog_s is not None and all(c.ok for c in alive(snapshot)):
             self._notifier.ping()
         if self._state == "running":
@@ -335,6 +346,7 @@ class Daemon:
         return left + left_over(stages, rings, [*self._outputs, "denoise"])
 
     def _verdict(self, left: list[str]) -> int:
+        self._run_log.tell(now=True)
         failures = {name: repr(error) for name, error in self._threads.failures.items()}
         for name, error in self._threads.failures.items():
             log.error("thread_failed", thread=name, exc_info=error)
@@ -362,6 +374,10 @@ class Daemon:
     def snapshot(self) -> dict[str, Any]:
         """Describe everything at one moment."""
         return self._parts.snapshot(self._state)
+
+    def accounts(self) -> dict[str, Any]:
+        """Give the account of every frame."""
+        return self._parts.accounts()
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Any, *arguments: Any) -> None:

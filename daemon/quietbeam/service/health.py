@@ -49,6 +49,7 @@ def ready(status: Mapping[str, Any]) -> list[Check]:
     """Check that frames would be taken in, cleaned and recorded if they came now."""
     state = status["state"]
     checks = [Check("daemon", state == "running", state), _source(status), _model(status)]
+    checks.append(_alarms(status))
     checks += [_output(name, output) for name, output in status["outputs"].items()]
     return checks
 
@@ -73,6 +74,12 @@ def _running(status: Mapping[str, Any]) -> list[str]:
 def _source(status: Mapping[str, Any]) -> Check:
     state = str(status["source"].get("state") or "unknown")
     return Check("source", bool(status["source"]["up"]), state)
+
+
+def _alarms(status: Mapping[str, Any]) -> Check:
+    """An alarm is about the producer; we are as ready as before."""
+    said = [f"{name}: {alarm['message']}" for name, alarm in status["alarms"].items()]
+    return Check("alarms", ok=True, reason="; ".join(said) or "none")
 
 
 def _model(status: Mapping[str, Any]) -> Check:

@@ -43,15 +43,21 @@ class Endpoints:
 
     Args:
         snapshot: Gives the daemon's full status.
+        accounts: Gives the account of every frame.
         registry: Of the Prometheus metrics.
         control: Carries out commands.
         access: Says who may give them.
     """
 
     def __init__(
-        self, snapshot: Snapshot, registry: CollectorRegistry, control: Control, access: Access
+        self,
+        snapshot: Snapshot,
+        accounts: Snapshot,
+        registry: CollectorRegistry,
+        control: Control,
+        access: Access,
     ) -> None:
-        self._snapshot, self._registry = snapshot, registry
+        self._snapshot, self._accounts, self._registry = snapshot, accounts, registry
         self._control, self._access = control, access
 
     def application(self) -> Starlette:
@@ -88,9 +94,7 @@ class Endpoints:
         return self._answer(request, self._snapshot())
 
     async def _ledger(self, request: Request) -> Response:
-        status = self._snapshot()
-        names = ("ledger", "rings", "balanced", "rejected")
-        return self._answer(request, {name: status[name] for name in names})
+        return self._answer(request, self._accounts())
 
     async def _command(self, request: Request) -> Response:
         client = request.client.host if request.client else "unknown"

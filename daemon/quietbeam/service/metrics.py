@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from quietbeam.core.events import RejectReason
+from quietbeam.pipeline.alarms import ALARMS
 from quietbeam.pipeline.shed import LIMITS, STATES
 from quietbeam.service import metrics_read as read
 from quietbeam.service.live_model import SWAP_RESULTS
@@ -32,14 +33,44 @@ FAMILIES: tuple[Family, ...] = (
         "frames_rejected_total",
         "Messages refused, by reason.",
         ("source", "reason"),
-        read.each("rejected", known=get_args(RejectReason), first="source"),
+        read.each("frames", "rejected", known=get_args(RejectReason), first="source"),
     ),
-    counter("frames_missing_total", "Frame numbers that never came.", (), read.one("missing")),
+    counter(
+        "frames_missing_total",
+        "Frame numbers that never came, of runs that are over.",
+        (),
+        read.one("frames", "missing"),
+    ),
+    counter(
+        "frames_late_total",
+        "Frames taken in after one of a higher number.",
+        (),
+        read.one("frames", "late"),
+    ),
     counter(
         "frames_duplicate_total",
-        "Frame numbers that came twice.",
+        "Frames whose number had come already.",
         (),
-        read.one("rejected", "duplicate"),
+        read.one("frames", "duplicate"),
+    ),
+    counter(
+        "frames_foreign_total",
+        "Frames of another run than the one going on.",
+        (),
+        read.one("frames", "foreign"),
+    ),
+    counter(
+        "frames_after_end_total",
+        "Foreign frames that came after the end of their run.",
+        (),
+        read.one("frames", "after_end"),
+    ),
+    gauge("alarm_active", "1 while this is wrong with the stream.", ("alarm",), read.alarms),
+    counter(
+        "alarms_raised_total",
+        "How often something was wrong with the stream.",
+        ("alarm",),
+        read.each("alarms_raised", known=ALARMS),
     ),
     gauge("source_connected", "1 unless the source failed.", (), read.one("source", "up")),
     gauge(
@@ -51,19 +82,19 @@ FAMILIES: tuple[Family, ...] = (
     # the accounts
     counter(
         "stage_frames_in_total",
-        "Frames that came into a stage.",
+        "Frames that came into a stage or output.",
         ("stage",),
         read.stages("received"),
     ),
     counter(
         "stage_frames_out_total",
-        "Frames that left a stage as they should.",
+        "Frames that left a stage or output as they should.",
         ("stage",),
         read.stages("sent"),
     ),
     counter(
         "stage_frames_dropped_total",
-        "Frames given up by a stage.",
+        "Frames given up by a stage or output.",
         ("stage", "reason"),
         read.stage_drops,
     ),

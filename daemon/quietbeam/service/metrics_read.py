@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from quietbeam.pipeline.alarms import ALARMS
 from quietbeam.service.access import ENDPOINTS, REASONS
 from quietbeam.service.sink_driver import REASONS as SINK_DROP_REASONS
 from quietbeam.service.supervise import RESTART_REASONS
@@ -69,24 +70,29 @@ def at(status: Any, path: Iterable[str]) -> Any:
 
 
 def stages(field: str) -> Reader:
-    """Read one number of every stage's account."""
+    """Read one number of the account of every stage and every output."""
 
     def read(status: Status) -> Iterator[Sample]:
-        stages = status["ledger"]
-        for name in dict.fromkeys((*STAGES, *stages)):
-            yield (name,), float(at(stages, (name, field)) or 0)
+        accounts = _accounts(status)
+        for name in dict.fromkeys((*STAGES, *accounts)):
+            yield (name,), float(at(accounts, (name, field)) or 0)
 
     return read
 
 
 def stage_drops(status: Status) -> Iterator[Sample]:
     """Read the frames given up, by stage and reason."""
-    stages = status["ledger"]
-    for name in dict.fromkeys((*STAGES, *stages)):
-        known = dict.fromkeys(DROP_REASONS.get(name, ()), 0)
-        dropped = {**known, **(at(stages, (name, "dropped")) or {})}
+    accounts = _accounts(status)
+    for name in dict.fromkeys((*STAGES, *accounts)):
+        reasons = OUTPUT_DROP_REASONS if ":" in name else DROP_REASONS.get(name, ())
+        dropped = {**dict.fromkeys(reasons, 0), **(at(accounts, (name, "dropped")) or {})}
         for reason, frames in dropped.items():
             yield (name, reason), float(frames)
+
+
+def _accounts(status: Status) -> Status:
+    """Stages and light outputs by name; outputs in a process of their own as NAME:raw, :clean."""
+    return {**status["ledger"], **status["output_accounts"]}
 
 
 def readers(field: str) -> Reader:
@@ -152,6 +158,12 @@ def not_published(status: Status) -> Iterator[Sample]:
 
 def _light(status: Status) -> list[str]:
     return [name for name in status["sinks"] if name not in status["outputs"]]
+
+
+def alarms(status: Status) -> Iterator[Sample]:
+    """Give 1 for what is wrong now."""
+    for name in ALARMS:
+        yield (name,), float(name in status["alarms"])
 
 
 def one_hot(known: tuple[str, ...], *path: str) -> Reader:

@@ -27,6 +27,7 @@ class Operations:
 
     Args:
         snapshot: Gives the full status.
+        accounts: Gives the account of every frame.
         outputs: Sinks in processes of their own, by name.
         trainer: Its process.
         model: Which weights are in use.
@@ -37,13 +38,14 @@ class Operations:
     def __init__(
         self,
         snapshot: Callable[[], Mapping[str, Any]],
+        accounts: Callable[[], Mapping[str, Any]],
         outputs: Mapping[str, OutputProcess],
         trainer: Trainer,
         model: LiveModel,
         pipeline: Resettable,
         reload: Callable[[], Awaitable[Reload]],
     ) -> None:
-        self._snapshot, self._outputs = snapshot, outputs
+        self._snapshot, self._accounts, self._outputs = snapshot, accounts, outputs
         self._trainer, self._model = trainer, model
         self._pipeline, self._reload = pipeline, reload
         self._one_reload = asyncio.Lock()
@@ -51,6 +53,10 @@ class Operations:
     def status(self) -> Mapping[str, Any]:
         """Give the full snapshot."""
         return self._snapshot()
+
+    def ledger(self) -> Mapping[str, Any]:
+        """Give the account of every frame."""
+        return self._accounts()
 
     def record(self, *, on: bool) -> Mapping[str, Any]:
         """Start or stop recording in every output that records."""

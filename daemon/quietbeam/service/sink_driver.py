@@ -287,9 +287,11 @@ class Driver:
     def _close(self, run: str) -> None:
         self.flush()
         ends = [lane.waiting for lane in (self.raw, self.clean) if lane.run == run]
-        end = next((end for end in ends if isinstance(end, RunEnd)), None)
-        if self._open:
-            self.sink.stop(end or RunEnd(run=run, reason="lost"))
+        told = [end for end in ends if isinstance(end, RunEnd)]
+        end = told[0] if told else RunEnd(run=run, reason="lost")
+        if self._open:  # the clean lane's account is the later one: it knows more stages
+            account = {key: value for one in told for key, value in one.account.items()}
+            self.sink.stop(replace(end, account=account))
         self._run, self._open = None, False
         for lane in (self.raw, self.clean):
             if lane.run == run and isinstance(lane.waiting, RunEnd):

@@ -10,10 +10,11 @@ from typing import Any
 
 from quietbeam import __version__
 from quietbeam.config import Config
-from quietbeam.core.ledger import Ledger, StageCount
+from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import ReaderCount, RingWriter
 from quietbeam.pipeline.pipeline import Pipeline
 from quietbeam.service.access import Access
+from quietbeam.service.accounts import outputs_account, stages_account
 from quietbeam.service.lifecycle import Threads
 from quietbeam.service.live_model import LiveModel
 from quietbeam.service.outputs import OutputProcess
@@ -53,12 +54,15 @@ class Parts:
             "source": _source(config.source.name, pipeline),
             "pipeline": pipeline,
             "noise": noise_account(pipeline),
+            "frames": self.ledger.source().as_dict(),
+            "run": self.ledger.run(ranges=False),
+            "alarms": self.pipeline.alarms.active(),
+            "alarms_raised": self.pipeline.alarms.raised(),
             "ledger": stages,
+            "output_accounts": self.output_accounts(),
             "sinks": [f"{sink.name}.{number}" for number, sink in enumerate(config.sinks)],
             "rings": rings,
             "balanced": is_balanced(stages, rings),
-            "rejected": self.ledger.notes("rejected"),
-            "missing": sum(self.ledger.notes("missing").values()),
             "queues": _queues(config, pipeline),
             "degradation": self.pipeline.shed.state,
             "shedding": self.pipeline.shed.account() | {"frames": self.ledger.notes("shed")},
@@ -76,6 +80,25 @@ class Parts:
     def stages(self) -> dict[str, dict[str, Any]]:
         """Give every stage's account."""
         return stages_account(self.ledger)
+
+    def output_accounts(self) -> dict[str, dict[str, Any]]:
+        """Give the accounts of the output processes."""
+        return outputs_account(self.outputs, self.rings)
+
+    def accounts(self) -> dict[str, Any]:
+        """Give the account of every frame: by source, stage and output, and by run."""
+        stages, rings = self.stages(), self.ring_accounts()
+        return {
+            "balanced": is_balanced(stages, rings),
+            "source": self.ledger.source().as_dict(),
+            "stages": stages,
+            "outputs": self.output_accounts(),
+            "rings": rings,
+            "alarms": self.pipeline.alarms.active(),
+            "alarms_raised": self.pipeline.alarms.raised(),
+            "run": self.ledger.run(),
+            "runs": self.ledger.runs_over(),
+        }
 
     def ring_accounts(self) -> dict[str, dict[str, Any]]:
         """Give both rings' accounts, with all readers."""
@@ -97,9 +120,10 @@ class Parts:
 def summary(status: Mapping[str, Any]) -> str:
     """Say how it goes in one line, for ``systemctl status``."""
     pipeline = status["pipeline"]
+    alarms = "".join(f", ALARM {name}" for name in status["alarms"])
     return (
         f"{status['source']['state']}, {pipeline['received_hz']:.1f} frames/s, "
-        f"model {status['model']['version']}"
+        f"model {status['model']['version']}{alarms}"
     )
 
 
@@ -132,11 +156,6 @@ def noise_account(pipeline: Mapping[str, Any]) -> dict[str, Any]:
         "correlation": known,
         "message": pipeline.get("message"),
     }
-
-
-def stages_account(ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """Give every stage's account as plain numbers."""
-    return {name: _stage(count) for name, count in ledger.stages().items()}
 
 
 def ring_account(ring: RingWriter, capacity_bytes: int) -> dict[str, Any]:
@@ -175,15 +194,6 @@ def left_over(
             if reader["in_flight"] and reader["name"] in set(needed)
         ]
     return left
-
-
-def _stage(count: StageCount) -> dict[str, Any]:
-    return {
-        "received": count.received,
-        "sent": count.sent,
-        "dropped": dict(count.dropped),
-        "in_flight": count.in_flight,
-    }
 
 
 def _reader(count: ReaderCount) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -166,7 +166,7 @@ class Hdf5Recorder:
             SinkError: As for ``raw``.
         """
         self.flush()
-        self._end_segment(end.reason)
+        self._end_segment(end.reason, end.account)
         self._run = None
         self._space.forget()
 
@@ -301,13 +301,14 @@ class Hdf5Recorder:
             self._segment.promoted(*self._promotion)
         self._log.info("recording_started", file=str(self._segment.path), segment=self._number)
 
-    def _end_segment(self, reason: str) -> None:
+    def _end_segment(self, reason: str, account: Mapping[str, Any] | None = None) -> None:
         segment, self._segment = self._segment, None
         self._known = {group: set() for group in self._known}
         if segment is None:
             return
         size = segment.bytes
         try:
+            segment.keep_ledger(account or {})
             finished = segment.finish(reason)
         except (OSError, RuntimeError) as error:
             raise self._failure("finish", error) from error

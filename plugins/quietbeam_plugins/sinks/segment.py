@@ -184,6 +184,18 @@ class Segment:
         row = {"version": version, "denoiser": denoiser.encode(), "sha256": sha256.encode()}
         self._tables["weights"].append(row | {"time": when.encode()}, {})
 
+    def keep_ledger(self, account: Mapping[str, Any]) -> None:
+        """Enter the account of the run, once, at its end."""
+        rows = names.ledger_rows(account)
+        if not rows or names.LEDGER not in self._file:  # a file begun by an older version
+            return
+        for column, values in zip(
+            ("stage", "what", "frames"), zip(*rows, strict=True), strict=True
+        ):
+            item = self._file[f"{names.LEDGER}/{column}"]
+            item.resize(len(rows), axis=0)
+            item[:] = np.array(values, item.dtype)
+
     def commit(self) -> None:
         """Make everything written so far survive the death of this process."""
         for part in self._tables.values():

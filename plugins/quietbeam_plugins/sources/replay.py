@@ -106,6 +106,7 @@ class Replay(SourcePlugin):
             dtype=series.dtype,
             frame_time_s=frame_time_s,
             frames_expected=count,
+            first_index=0,
             nodata=self.nodata,
             saturation=self.saturation,
             metadata={"format": "replay", "source": series.source, "counts": bool(is_count)},

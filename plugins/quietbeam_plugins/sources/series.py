@@ -15,7 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quietbeam.core.events import EndReason, Event, Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.events import EndReason, Event, Frame, Rejected, RejectReason, RunEnd, RunStart
+from quietbeam.core.frame_numbers import FrameNumbers
 
 SeriesKey = tuple[str, int]
 """(unique id or "", number): what the detector calls a series; a later one is greater."""
@@ -24,30 +25,6 @@ _SECOND_NS = 1_000_000_000
 _MINIMUM_TIMEOUT_S = 5.0
 _ARMED_TIMEOUT_S = 600.0
 _REMEMBERED_SERIES = 64
-_REMEMBERED_GAPS = 1024
-
-
-class SeenNumbers:
-    """Which frame numbers of a run came already, in memory that does not grow with it."""
-
-    def __init__(self) -> None:
-        self.highest = -1
-        self._gaps: deque[range] = deque(maxlen=_REMEMBERED_GAPS)
-
-    def add(self, number: int) -> bool:
-        """Note ``number``; False if it was seen (or is older than the oldest known gap)."""
-        if number > self.highest:
-            if number > self.highest + 1:
-                self._gaps.append(range(self.highest + 1, number))
-            self.highest = number
-            return True
-        gap = next((gap for gap in self._gaps if number in gap), None)
-        if gap is None:
-            return False
-        self._gaps.remove(gap)
-        rest = (range(gap.start, number), range(number + 1, gap.stop))
-        self._gaps.extend(part for part in rest if part)
-        return True
 
 
 @dataclass(slots=True)
@@ -58,10 +35,18 @@ class _Run:
     start: RunStart
     last_ns: int
     headed: bool
-    seen: SeenNumbers = field(default_factory=SeenNumbers)
+    seen: FrameNumbers = field(default_factory=FrameNumbers)
     frames: int = 0
     longest_gap_ns: int = 0
     ends_at_ns: int | None = None
+    frames_sent: int | None = None
+    earlier: int = 0  # frames of its series that belong to the run that was lost before
+
+    @property
+    def is_whole(self) -> bool:
+        """As many frames came as the producer says it sent, or announced."""
+        told = self.start.frames_expected if self.frames_sent is None else self.frames_sent
+        return self.frames == told
 
 
 class SeriesMachine:
@@ -85,10 +70,12 @@ class SeriesMachine:
         self._has_ends = has_ends
         self._run_timeout_s = run_timeout_s
         self._grace_ns = round(grace_s * _SECOND_NS)
+        self._patience_ns = round((run_timeout_s or _MINIMUM_TIMEOUT_S) * _SECOND_NS)
         self._run: _Run | None = None
-        self._over: deque[SeriesKey] = deque(maxlen=_REMEMBERED_SERIES)
+        self._over: dict[SeriesKey, str] = {}  # to the names of their runs
         self._lost: _Run | None = None
         self._announced: SeriesKey | None = None
+        self._doubted_ns: int | None = None
         self._names: deque[str] = deque(maxlen=_REMEMBERED_SERIES)
 
     @property
@@ -119,9 +106,8 @@ class SeriesMachine:
             yield Rejected(reason="duplicate", detail=f"series {_text(key)}: header after frames")
             return
         yield from self._settle_for_header()
-        if key in self._over:
-            self._over.remove(key)
-        self._announced = key
+        self._over.pop(key, None)
+        self._announced, self._doubted_ns = key, None
 
     def frame(
         self,
@@ -144,9 +130,10 @@ class SeriesMachine:
             describe: Gives a start for a series whose header never came.
         """
         yield from self.tick(received_ns)
+        self._doubt_announcement(key, received_ns)
         if self._is_leftover(key):
             detail = f"frame {number} of series {_text(key)}, which is over"
-            yield Rejected(reason="foreign", detail=detail)
+            yield Rejected(reason="foreign", detail=detail, run=self._over.get(key), index=number)
             return
         if self._run is None or self._run.key != key:
             yield from self._join(key, describe, received_ns)
@@ -154,9 +141,10 @@ class SeriesMachine:
         assert run is not None  # noqa: S101  for the type checker: _join has set it
         refused = _misfit(run.start, pixels, number)
         if refused is None and not run.seen.add(number):
-            refused = Rejected(reason="duplicate", detail=f"frame {number} of {run.start.run}")
+            refused = "duplicate", f"frame {number} of {run.start.run}"
         if refused is not None:
-            yield refused
+            reason, detail = refused
+            yield Rejected(reason=reason, detail=detail, run=run.start.run, index=number)
             return
         if run.frames:
             run.longest_gap_ns = max(run.longest_gap_ns, received_ns - run.last_ns)
@@ -169,11 +157,17 @@ class SeriesMachine:
             received_ns=received_ns,
             pixels=pixels,
         )
-        if run.ends_at_ns is not None and run.frames == run.start.frames_expected:
+        if run.ends_at_ns is not None and run.is_whole:
             yield from self._settle("completed")
 
-    def end(self, key: SeriesKey, now_ns: int) -> Iterator[Event]:
-        """An end arrived; unless all announced frames are here, stragglers get a short grace."""
+    def end(self, key: SeriesKey, now_ns: int, frames_sent: int | None = None) -> Iterator[Event]:
+        """An end arrived; unless all frames are here, stragglers get a short grace.
+
+        Args:
+            key: Series it says it belongs to.
+            now_ns: Our monotonic clock.
+            frames_sent: How many frames the producer says it sent, if it does.
+        """
         run = self._run
         if run is None and key == self._announced:
             self._announced = None  # a series without a single frame
@@ -184,10 +178,11 @@ class SeriesMachine:
             yield Rejected(reason="foreign", detail=detail)
         elif run.ends_at_ns is not None:
             yield Rejected(reason="duplicate", detail=f"second end of series {_text(key)}")
-        elif run.frames == run.start.frames_expected or not self._grace_ns:
-            yield from self._settle("completed")
         else:
             run.ends_at_ns = now_ns + self._grace_ns
+            run.frames_sent = _less(frames_sent, run.earlier)
+            if run.is_whole or not self._grace_ns:
+                yield from self._settle("completed")
 
     def restart(self) -> Iterator[Event]:
         """Settle the run going on: the next frame belongs to another (formats without headers)."""
@@ -208,9 +203,7 @@ class SeriesMachine:
 
     def finish(self) -> Iterator[Event]:
         """Nothing will come any more."""
-        if self._run is not None:
-            over = self._run.ends_at_ns is not None or not self._has_ends
-            yield from self._settle("completed" if over else "lost")
+        yield from self._settle("lost" if self._has_ends else "completed")
 
     def _timeout_s(self, run: _Run) -> float:
         if self._run_timeout_s is not None:
@@ -227,8 +220,7 @@ class SeriesMachine:
         return late
 
     def _settle_for_header(self) -> Iterator[Event]:
-        if self._run is not None:
-            yield from self._settle("completed" if self._run.ends_at_ns is not None else "aborted")
+        yield from self._settle("aborted")
         self._lost = None
 
     def _is_leftover(self, key: SeriesKey) -> bool:
@@ -237,6 +229,16 @@ class SeriesMachine:
             announced = self._announced
             return key in self._over or (announced is not None and key < announced)
         return key != run.key and (key in self._over or key < run.key)
+
+    def _doubt_announcement(self, key: SeriesKey, now_ns: int) -> None:
+        """Frames of another series only, for long: what was announced will not come any more."""
+        announced = self._announced
+        if self._run is not None or announced is None or key >= announced:
+            return
+        if self._doubted_ns is None:
+            self._doubted_ns = now_ns
+        elif now_ns - self._doubted_ns > self._patience_ns:
+            self._announced = None
 
     def _join(
         self, key: SeriesKey, describe: Callable[[], RunStart], now_ns: int
@@ -247,9 +249,13 @@ class SeriesMachine:
         if lost is None or lost.key != key or not _alike(lost.start, found):
             yield self._start(key, found, now_ns, headed=key == self._announced)
             return
-        yield self._start(key, lost.start, now_ns, headed=lost.headed)
+        first = lost.seen.highest + 1
+        gone = first - (lost.start.first_index or 0)
+        expected = _less(lost.start.frames_expected, gone)
+        rest = replace(lost.start, first_index=first, frames_expected=expected)
+        yield self._start(key, rest, now_ns, headed=lost.headed)
         if self._run is not None:
-            self._run.seen = lost.seen
+            self._run.seen, self._run.earlier = lost.seen, lost.earlier + gone
 
     def _start(self, key: SeriesKey, start: RunStart, now_ns: int, *, headed: bool) -> RunStart:
         name, copy = start.run, 1
@@ -258,19 +264,23 @@ class SeriesMachine:
             name = f"{start.run}-{copy}"
         self._names.append(name)
         self._announced = None
-        if key in self._over:
-            self._over.remove(key)
+        self._over.pop(key, None)
         self._run = _Run(key, replace(start, run=name), now_ns, headed)
         return self._run.start
 
     def _settle(self, reason: EndReason) -> Iterator[Event]:
+        """End the run going on for ``reason``, unless its own end has come already."""
         run, self._run = self._run, None
         if run is None:
             return
+        if run.ends_at_ns is not None:
+            reason = "completed"
         self._lost = run if reason == "lost" else None
         if reason != "lost":
-            self._over.append(run.key)
-        yield RunEnd(run=run.start.run, reason=reason)
+            self._over[run.key] = run.start.run
+            while len(self._over) > _REMEMBERED_SERIES:
+                del self._over[next(iter(self._over))]
+        yield RunEnd(run=run.start.run, reason=reason, frames_sent=run.frames_sent)
 
 
 def stamped(label: str) -> str:
@@ -278,17 +288,19 @@ def stamped(label: str) -> str:
     return f"{label}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
 
 
+def _less(told: int | None, gone: int) -> int | None:
+    return None if told is None else max(told - gone, 0)
+
+
 def _alike(one: RunStart, other: RunStart) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def _misfit(start: RunStart, pixels: NDArray[Any], number: int) -> Rejected | None:
+def _misfit(start: RunStart, pixels: NDArray[Any], number: int) -> tuple[RejectReason, str] | None:
     if pixels.shape != start.shape:
-        detail = f"frame {number} is {pixels.shape}, the run is {start.shape}"
-        return Rejected(reason="shape", detail=detail)
+        return "shape", f"frame {number} is {pixels.shape}, the run is {start.shape}"
     if pixels.dtype != start.dtype:
-        detail = f"frame {number} is {pixels.dtype}, the run is {start.dtype}"
-        return Rejected(reason="dtype", detail=detail)
+        return "dtype", f"frame {number} is {pixels.dtype}, the run is {start.dtype}"
     return None
 
 

@@ -284,6 +284,7 @@ class Stream1:
             frame_time_s=positive(config, "frame_time"),
             exposure_s=positive(config, "count_time"),
             frames_expected=_frames(config),
+            first_index=0,
             pixel_size_m=positive(config, "x_pixel_size"),
             energy_kev=None if energy_ev is None else energy_ev / 1000,
             distance_m=positive(config, "detector_distance"),

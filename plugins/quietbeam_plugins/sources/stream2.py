@@ -121,9 +121,11 @@ class Stream2:
         names = (header and header.channels) or chosen(channel_names(list(data)), self._wanted)
         pixels = self._read(data, names)
         expected = None if header is None else header.shape
-        if expected is not None and pixels.shape[-2:] != expected:
-            reason = "preview" if pixels.shape[-2:] == _PREVIEW_SHAPE else "shape"
-            raise RefusedError(reason, f"image {number} is {pixels.shape}, header says {expected}")
+        size = pixels.shape[-2:]
+        if size == _PREVIEW_SHAPE != expected:  # also when the header was missed
+            raise RefusedError("preview", f"image {number} is {pixels.shape}: a dummy")
+        if expected is not None and size != expected:
+            raise RefusedError("shape", f"image {number} is {pixels.shape}, header says {expected}")
         known = header or _Header(key, {}, None, names)
         yield from self._machine.frame(
             key,
@@ -160,6 +162,7 @@ class Stream2:
             frame_time_s=positive(message, "frame_time"),
             exposure_s=positive(message, "count_time"),
             frames_expected=_count(message.get("number_of_images")),
+            first_index=0,
             pixel_size_m=positive(message, "pixel_size_x"),
             energy_kev=None if energy_ev is None else energy_ev / 1000,
             distance_m=_distance(distance),

@@ -55,11 +55,11 @@ def _cleaned(
     from quietbeam.offline.denoise import clean_all
 
     clock.begin_cleaning()
-    results = clean_all(recording, choice, clock)
+    frames, deviations, figures = clean_all(recording, choice, clock)
     clean, sd = f"{order.output}-{method}.npy", f"{order.output}-{method}-sd.npy"
-    for path, values in zip((clean, sd), results, strict=False):
-        np.save(path, values)
-    figures, steps = results[2], choice.training.steps if choice.training else 0
+    np.save(clean, frames)
+    np.save(sd, deviations)
+    steps = choice.training.steps if choice.training else 0
     used = "" if choice.name == order.names[0] else f" ({choice.name} was used)"
     return Estimate(
         method=method,
