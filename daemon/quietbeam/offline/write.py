@@ -86,8 +86,7 @@ def denoise_file(
         fallback: Classical denoisers the network has to beat to be used.
         applied: Correction plugins, in order.
         images: The frames are unrelated images, not a video.
-        weights: The trained network is saved there, if one is used; of several
-            channels, beside it with the name of the channel.
+        weights: The trained network is saved there, or in NAME-channel beside it.
         overwrite: ``output`` may exist.
         progress: Told what is being done and the share that is done.
 
