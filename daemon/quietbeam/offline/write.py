@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -27,9 +27,9 @@ from quietbeam.model.torch_engine import weights_of
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
 from quietbeam.offline.denoise import FALLBACK, CleanFrame, Report, cleaned, make_report
-from quietbeam.offline.figures import Sample, estimated
+from quietbeam.offline.figures import Figures, Sample, estimated
 from quietbeam.offline.repair import part_of
-from quietbeam.offline.series import open_series, split_spec
+from quietbeam.offline.series import Series, open_series, split_spec
 from quietbeam.offline.train import Recipe
 from quietbeam.registry import find
 
@@ -86,8 +86,7 @@ def denoise_file(
         fallback: Classical denoisers the network has to beat to be used.
         applied: Correction plugins, in order.
         images: The frames are unrelated images, not a video.
-        weights: The trained network is saved there, if one is used; of several
-            channels, beside it with the name of the channel.
+        weights: The trained network is saved there, or in NAME-channel beside it.
         overwrite: ``output`` may exist.
         progress: Told what is being done and the share that is done.
 
@@ -102,49 +101,57 @@ def denoise_file(
     target = _checked_target(source, output, overwrite=overwrite)
     began = time.monotonic()
     with open_series(source) as series, ExitStack() as stack:
-        recordings = [
-            stack.enter_context(
-                CalibratedSeries(series.channel(name), applied, images=images, channel=name)
-            )
-            for name in series.channels or (None,)
-        ]
+        recordings = _recordings(series, applied, stack, images=images)
         recipe = replace(recipe, minutes=recipe.minutes / len(recordings))
+        settings = _settings(series, denoiser, recipe, fallback, applied, images=images)
         parts = [
             _Part(recording, choose(recording, denoiser, recipe, fallback, progress))
             for recording in recordings
         ]
-        settings = {
-            "source": series.source,
-            "denoiser": denoiser,
-            "recipe": asdict(recipe),
-            "fallback": list(fallback),
-            "corrections": {type(one).__name__: one.model_dump(mode="json") for one in applied},
-            "images": images,
-        }
         if weights is not None:
             _save_weights(weights, parts, settings)
-        samples = [Sample(recording) for recording in recordings]
-        with _Writer(parts, settings, target) as writer:
-            for frames in zip(
-                *[cleaned(part.recording, part.choice, progress) for part in parts], strict=True
-            ):
-                writer.write(frames)
-                for sample, frame in zip(samples, frames, strict=True):
-                    sample.add(frame.estimate, frame.clean)
-            reports = tuple(
-                make_report(
-                    part.recording,
-                    part.choice,
-                    sample.figures(part.choice.verdict),
-                    denoiser,
-                    recipe,
-                    began,
-                )
-                for part, sample in zip(parts, samples, strict=True)
-            )
-            writer.finish(reports)
+        reports = _write(
+            parts,
+            _Writer(parts, settings, target),
+            lambda part, figures: make_report(
+                part.recording, part.choice, figures, denoiser, recipe, began
+            ),
+            progress,
+        )
     target.replace(output)
     return reports
+
+
+def _settings(
+    series: Series,
+    denoiser: str,
+    recipe: Recipe,
+    fallback: Sequence[str],
+    applied: Sequence[CorrectionPlugin],
+    *,
+    images: bool,
+) -> dict[str, Any]:
+    """Say what the recording is made with."""
+    return {
+        "source": series.source,
+        "denoiser": denoiser,
+        "recipe": asdict(recipe),
+        "fallback": list(fallback),
+        "corrections": {type(one).__name__: one.model_dump(mode="json") for one in applied},
+        "images": images,
+    }
+
+
+def _recordings(
+    series: Series, applied: Sequence[CorrectionPlugin], stack: ExitStack, *, images: bool
+) -> list[CalibratedSeries]:
+    """Open every channel as a recording."""
+    return [
+        stack.enter_context(
+            CalibratedSeries(series.channel(name), applied, images=images, channel=name)
+        )
+        for name in series.channels or (None,)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +175,28 @@ class _Part:
             "quality.peak": known["peak"],
             "quality.trusted": float(known["trusted"]),
         }
+
+
+def _write(
+    parts: Sequence[_Part],
+    writer: _Writer,
+    report: Callable[[_Part, Figures], Report],
+    progress: Progress,
+) -> tuple[Report, ...]:
+    """Clean and write every frame, then the reports."""
+    samples = [Sample(part.recording) for part in parts]
+    streams = [cleaned(part.recording, part.choice, progress) for part in parts]
+    with writer:
+        for frames in zip(*streams, strict=True):
+            writer.write(frames)
+            for sample, frame in zip(samples, frames, strict=True):
+                sample.add(frame.estimate, frame.clean)
+        reports = tuple(
+            report(part, sample.figures(part.choice.verdict))
+            for part, sample in zip(parts, samples, strict=True)
+        )
+        writer.finish(reports)
+    return reports
 
 
 def _checked_target(source: str | Path, output: Path, *, overwrite: bool) -> Path:
