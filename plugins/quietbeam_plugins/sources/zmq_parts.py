@@ -23,6 +23,7 @@ from quietbeam_plugins.sources.payload import Bytes, Decoder
 
 _log = structlog.get_logger()
 _POLL_MS = 100
+_MAX_PARTS = 4096
 _RECONNECT_MS = (100, 1000)
 
 _REVIVE_AFTER_S = 0.5
@@ -192,15 +193,18 @@ _LOST = {
 
 
 def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
-    starts_message = True
+    number = 0  # of the next part in its message
     while True:
         if not socket.poll(_POLL_MS):
             yield link and link.revive()
             continue
         # Not copied: pixels of an uncompressed frame are a view of the message.
         part = socket.recv(copy=False)
-        yield part.buffer, time.monotonic_ns(), starts_message
-        starts_message = not part.more
+        if number < _MAX_PARTS:
+            yield part.buffer, time.monotonic_ns(), number == 0
+        elif number == _MAX_PARTS:
+            yield Rejected(reason="oversized", detail=f"a message of more than {number} parts")
+        number = number + 1 if part.more else 0
 
 
 def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:
