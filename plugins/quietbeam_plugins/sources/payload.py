@@ -111,12 +111,11 @@ def _check_json_size(part: Bytes) -> None:
             raise RefusedError("oversized", f"header of {items} items; at most {_MAX_JSON_ITEMS}")
 
 
-def _is_shallow(value: Any, levels: int) -> bool:
+def _is_shallow(container: dict[str, Any] | list[Any], levels: int) -> bool:
     """Tell whether containers are nested no deeper than ``levels``."""
-    if not isinstance(value, dict | list):
-        return True
-    inside = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inside)
+    items = container.values() if isinstance(container, dict) else container
+    inside = [item for item in items if isinstance(item, (dict, list))]
+    return not inside or (levels > 1 and all(_is_shallow(item, levels - 1) for item in inside))
 
 
 def _parse_tolerantly(part: bytes) -> Any:
