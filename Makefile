@@ -3,14 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-slow lint lock clean
+.PHONY: demo test test-slow fuzz lint lock clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
 
 test: .venv/installed lint
+	$(BIN)/python tests/fuzz/decoders.py --seconds 20
 	$(BIN)/python -m pytest -q $(ARGS)
+
+fuzz: .venv/installed  ## hostile input for longer: make fuzz FUZZ_SECONDS=3600
+	$(BIN)/python tests/fuzz/decoders.py --seconds $(FUZZ_SECONDS)
 
 test-slow: .venv/installed  ## longer tests: real producers, soak, many kills
 	$(BIN)/python -m pytest -q -m slow --timeout 600 $(ARGS)

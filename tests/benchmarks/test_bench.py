@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from quietbeam.cli._bench_ingest import COMPRESSIONS, FORMATS, measure_decoding
 from quietbeam.cli.bench import Case, measure
 
 
@@ -57,6 +58,30 @@ def test_a_slow_case_measures_two_frames_and_says_so():
     assert row["few_frames"]
     assert row["lag"] == 0
     assert row["weights"] == 0
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_decoding_into_the_ring_is_measured_beside_the_bare_work(form, compression):
+    row = measure_decoding(form, compression, 32, frames=15)
+    assert (row["format"], row["compression"], row["dropped"]) == (form, compression, 0)
+    assert row["frames"] >= 15
+    assert row["ratio"] == pytest.approx(row["bare_ms"] / row["path_ms"])
+    assert row["pixels_per_s"] == pytest.approx(32 * 32 / row["path_ms"] * 1e3)
+    assert row["bytes_per_s"] == 2 * row["pixels_per_s"]
+
+
+@pytest.mark.slow
+def test_bench_ingest_prints_what_a_program_can_read_and_accounts_for_every_frame():
+    what = ("--size", "32", "--frames", "15", "--seconds", "0.5", "--rate", "100")
+    done = bench("--ingest", *what, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["decoding"]) == len(FORMATS) * len(COMPRESSIONS)
+    for row in found["socket"]:
+        assert row["sent"] + row["unsent"] == 50
+        assert row["missing"] + row["received"] == row["sent"]
+        assert row["dropped"] == 0
 
 
 @pytest.mark.slow

@@ -144,6 +144,36 @@ def test_a_message_larger_than_allowed_closes_the_connection_and_the_next_one_wo
     assert_whole_run([event for event in events if not isinstance(event, Rejected)])
 
 
+@pytest.mark.parametrize(
+    ("form", "part", "told"),
+    [
+        ("array-1.0", b'{"htype":"array-1.0","shape":0}', 4096),  # each may begin an array
+        ("dectris-v1", b"\xff", 1),
+        ("dectris-v2", b"", 1),
+    ],
+)
+def test_a_message_of_100_000_parts_is_cut_short_and_the_next_frame_is_read(form, part, told):
+    with open_sender("tcp://127.0.0.1:0") as sender:
+
+        def send():
+            assert sender.wait_for_reader(10)
+            for message in [*hostile.before(form), [part] * 100_000, *hostile.after(form)]:
+                sender.send(message)
+
+        refused, frames = [], []
+        settings = source(form, address=sender.address)
+        with running(send), settings.open() as events:
+            deadline_s = time.monotonic() + 20
+            while len(frames) < 3 and time.monotonic() < deadline_s:
+                event = next(events)
+                refused += [event] if isinstance(event, Rejected) else []
+                frames += [event.index] if isinstance(event, Frame) else []
+    assert frames == [0, 1, 2]
+    assert len(refused) == told + 1
+    assert refused[-1].reason == "oversized"
+    assert "more than 4096 parts" in refused[-1].detail
+
+
 def test_a_detector_that_was_restarted_is_found_again():
     address = f"tcp://127.0.0.1:{free_port()}"
 

@@ -24,6 +24,7 @@ ENOUGH = 20
 """Frames below which a percentile says little; such rows are marked."""
 
 TIMEOUT_S = 900.0
+SOCKET_PX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "after --frames or --seconds, whichever comes first, but measures two frames at least: "
         "umvd at 512 px takes many seconds for each. All together about ten minutes on 2 "
         "processors. With --live: the whole live path instead, from a detector's socket to clean "
-        "frames, with the trainer working and resting in turns; about two minutes for each size.",
+        "frames, with the trainer working and resting in turns; about two minutes for each size. "
+        "With --ingest: decoding into the ring, beside the bare decompressor (or copy) in the same "
+        "run, and a detector that sends frames of 128 px at --rate over a socket.",
         "quietbeam bench --denoiser quiet kalman --size 256 --json",
     )
     parser.add_argument("--denoiser", nargs="+", metavar="NAME", help="default: all installed")
@@ -58,9 +61,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--frames", type=int, default=200, help="at most (default: 200)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per case (default: 4)")
     parser.add_argument("--live", action="store_true", help="measure the whole live path")
+    parser.add_argument("--ingest", action="store_true", help="measure decoding into the ring")
     parser.add_argument(
-        "--rate", type=float, default=20.0, metavar="HZ",
-        help="with --live: frames per second sent (default: 20)",
+        "--rate", type=float, metavar="HZ",
+        help="frames per second sent (default: 20 with --live, 1000 with --ingest)",
     )  # fmt: skip
     parser.add_argument("--case", help=argparse.SUPPRESS)
     add_json(parser)
@@ -71,7 +75,10 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.case:  # this is the process of one case
         print(json.dumps(measure(Case(**json.loads(arguments.case)))))
         return 0
+    arguments.rate = arguments.rate or (1000.0 if arguments.ingest else 20.0)
     cases = _cases(arguments)
+    if arguments.ingest:
+        return _execute_ingest(arguments)
     if arguments.live:
         return _execute_live(arguments)
     started = time.monotonic()
@@ -117,6 +124,32 @@ def _execute_live(arguments: argparse.Namespace) -> int:
         print_json({"machine": found, "live": rows})
     else:
         _print_live(rows, found)
+    return 0
+
+
+def _execute_ingest(arguments: argparse.Namespace) -> int:
+    from quietbeam.cli import _bench_ingest as ingest
+    from quietbeam.service.logs import configure
+
+    configure(level="warning", stream=sys.stderr)
+    found = machine()
+    cases = list(product(ingest.FORMATS, ingest.COMPRESSIONS, arguments.size))
+    decoding, sockets = [], []
+    with bar() as progress:
+        for number, case in enumerate(cases):
+            progress("decode", number / len(cases))
+            decoding.append(ingest.measure_decoding(*case, arguments.frames))
+        progress("decode", 1.0)
+        for number, form in enumerate(ingest.FORMATS):
+            progress("socket", number / len(ingest.FORMATS))
+            sockets.append(
+                ingest.measure_socket(form, SOCKET_PX, arguments.rate, arguments.seconds)
+            )
+        progress("socket", 1.0)
+    if arguments.json:
+        print_json({"machine": found, "decoding": decoding, "socket": sockets})
+    else:
+        _print_ingest(decoding, sockets, found)
     return 0
 
 
@@ -273,6 +306,23 @@ def _print_live(rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
             times = (f"{seen[key]:.1f}" for key in ("denoise_ms", "latency_ms"))
             lines.append((*case, *rates, f"{100 * seen['given_up']:.1f} %", *times))
     print_table(lines, (*header, "ms per frame", "latency ms"))
+    print("\n" + ", ".join(f"{key} {value}" for key, value in found.items()))
+
+
+def _print_ingest(
+    decoding: Sequence[dict[str, Any]], sockets: Sequence[dict[str, Any]], found: dict[str, Any]
+) -> None:
+    lines = [
+        (row["format"], row["compression"], row["size_px"], f"{row['path_ms']:.2f}",
+         f"{row['bare_ms']:.2f}", f"{row['ratio']:.2f}", f"{row['bytes_per_s'] / 1e9:.2f}",
+         f"{row['pixels_per_s'] / 1e6:.0f}", row["frames"])
+        for row in decoding
+    ]  # fmt: skip
+    header = ("format", "codec", "px", "ms", "bare ms", "ratio", "GB/s", "Mpx/s", "frames")
+    print_table(lines, header)
+    keys = ("format", "size_px", "rate_hz", "sent", "unsent", "received", "missing", "dropped")
+    print()
+    print_table([[row[key] for key in keys] for row in sockets], keys)
     print("\n" + ", ".join(f"{key} {value}" for key, value in found.items()))
 
 

@@ -93,6 +93,7 @@ class Ingest:
             self.heartbeat_ns = time.monotonic_ns()
             if event is not None:
                 self._take(event)
+            del event  # gives its pixels back before the next ones need memory
             if self._stop.is_set():
                 return True
         return True

@@ -66,6 +66,7 @@ class ArrayDecoder:
         self._header: _Header | None = None
         self._skip_payload = False
         self._multipart = False
+        self._message_refused = False
 
     def feed(
         self, part: Bytes, received_ns: int, *, starts_message: bool = True
@@ -75,6 +76,7 @@ class ArrayDecoder:
         header, self._header = self._header, None
         skip, self._skip_payload = self._skip_payload, False
         self._multipart = self._multipart or not starts_message
+        self._message_refused = self._message_refused and not starts_message
         skip = skip and not (starts_message and self._multipart)
         try:
             if _is_header(part):
@@ -85,11 +87,12 @@ class ArrayDecoder:
                 self._skip_payload = False
             elif header is not None:
                 yield from self._frame(header, part, received_ns)
-            elif not (skip or (not starts_message and not len(part))):
+            elif not (skip or self._message_refused or (not starts_message and not len(part))):
                 self._skip_payload = starts_message
                 parse_json(part)  # says best what is wrong with it
                 raise RefusedError("malformed", "neither a header nor the data of one")
         except RefusedError as refused:
+            self._message_refused = True
             yield refused.event
 
     def idle(self, now_ns: int) -> Iterator[Event]:
@@ -161,7 +164,7 @@ def _read_header(header: dict[str, Any], wanted: Wanted) -> _Header:
     if x_first and isinstance(shape, list):
         shape = shape[::-1]
     order = header.get("endianness", header.get("endianess", "little"))
-    if order not in {"little", "big"}:
+    if order not in ("little", "big"):  # no set: a list has no hash
         raise RefusedError("dtype", f"endianness {order!r:.60}; expected 'little' or 'big'")
     dtype = image_dtype(header.get("type"), big_endian=order == "big")
     known = {"htype", "shape", "type", "frame", "encoding", "endianness", "endianess", "channels"}

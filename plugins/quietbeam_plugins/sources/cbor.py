@@ -27,6 +27,7 @@ _LENGTHS = {24: struct.Struct(">B"), 25: struct.Struct(">H")}
 _LENGTHS |= {26: struct.Struct(">I"), 27: struct.Struct(">Q")}
 _UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _INDEFINITE = -1
+_INDEFINITE_INFO = 31
 _BREAK = 0xFF
 
 
@@ -105,10 +106,14 @@ class _Walk:
         return self._at
 
     @staticmethod
-    def _note_key(key: bytes, keys: set[bytes]) -> None:
-        if key[0] >> 5 != _TEXT or key in keys:
-            what = "repeated key" if key in keys else "key that is no text"
-            raise RefusedError("malformed", f"{what}: {key[:40]!r}")
+    def _note_key(coded: bytes, keys: set[bytes]) -> None:
+        major, info = coded[0] >> 5, coded[0] & 31
+        if major != _TEXT or info == _INDEFINITE_INFO:
+            raise RefusedError("malformed", f"key that is no text: {coded[:40]!r}")
+        # Only the letters count: their number may be spelled in several ways.
+        key = coded[1 + (_LENGTHS[info].size if info in _LENGTHS else 0) :]
+        if key in keys:
+            raise RefusedError("malformed", f"repeated key: {key[:40]!r}")
         keys.add(key)
 
     def _is_break(self) -> bool:
@@ -146,7 +151,7 @@ class _Walk:
             self._need(form.size)
             self._at += form.size
             return form.unpack_from(self._part, self._at - form.size)[0]
-        if info == 31 and major in {_BYTES, _TEXT, _ARRAY, _MAP}:
+        if info == _INDEFINITE_INFO and major in {_BYTES, _TEXT, _ARRAY, _MAP}:
             return _INDEFINITE
         raise RefusedError("malformed", f"CBOR head {major}/{info} at byte {self._at - 1}")
 

@@ -41,6 +41,9 @@ _HEADER = struct.Struct(">QI")
 _BLANK = bytes(_HEADER.size)
 _BLOCK_BYTES = 8192
 _MAX_JSON_BYTES = 4 << 20
+_MAX_JSON_ITEMS = 100_000
+_MAX_JSON_DEPTH = 32
+_MAX_AXES = 8
 
 
 class Decoder(Protocol):
@@ -83,25 +86,43 @@ def parse_json(part: Bytes) -> dict[str, Any]:
     its last key; that key is given up where it cannot be read.
 
     Raises:
-        RefusedError: Not a JSON object, or larger than any header.
+        RefusedError: Not a JSON object, or larger or deeper than any header.
     """
-    if len(part) > _MAX_JSON_BYTES:
-        raise RefusedError("oversized", f"header of {len(part)} bytes; at most {_MAX_JSON_BYTES}")
+    _check_json_size(part)
     try:
         found = orjson.loads(part)
     except orjson.JSONDecodeError:
         found = _parse_tolerantly(bytes(part))
     if not isinstance(found, dict):
         raise RefusedError("malformed", f"header is {type(found).__name__}, expected a JSON object")
+    if not _is_shallow(found, _MAX_JSON_DEPTH):
+        raise RefusedError("malformed", f"header is nested deeper than {_MAX_JSON_DEPTH}")
     return found
+
+
+def _check_json_size(part: Bytes) -> None:
+    """Refuse what is short on the wire and large in memory: an empty list takes 2 bytes there."""
+    if len(part) > _MAX_JSON_BYTES:
+        raise RefusedError("oversized", f"header of {len(part)} bytes; at most {_MAX_JSON_BYTES}")
+    if len(part) > _MAX_JSON_ITEMS:
+        text = bytes(part)
+        items = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+        if items > _MAX_JSON_ITEMS:
+            raise RefusedError("oversized", f"header of {items} items; at most {_MAX_JSON_ITEMS}")
+
+
+def _is_shallow(container: dict[str, Any] | list[Any], levels: int) -> bool:
+    """Tell whether containers are nested no deeper than ``levels``."""
+    items = container.values() if isinstance(container, dict) else container
+    inside = [item for item in items if isinstance(item, (dict, list))]
+    return not inside or (levels > 1 and all(_is_shallow(item, levels - 1) for item in inside))
 
 
 def _parse_tolerantly(part: bytes) -> Any:
     if part[:1] == b"\x80":  # the first byte of every pickle since protocol 2
         raise RefusedError("unsafe", "the message is a Python pickle; it is never loaded")
     try:
-        text = re.sub(r"([:\[,]\s*)[-+]?(?:nan|inf)\b", r"\1null", part.decode())
-        return json.loads(text)
+        return _parse_loosely(part.decode())
     except (ValueError, RecursionError) as error:
         start = part.find(b'"ndattr"')
         if start > 0:
@@ -110,6 +131,19 @@ def _parse_tolerantly(part: bytes) -> Any:
             except orjson.JSONDecodeError:
                 pass
         raise RefusedError("malformed", f"neither JSON nor an expected payload: {error}") from None
+
+
+def _parse_loosely(text: str) -> Any:
+    """Read JSON with ``nan`` and ``inf``, which become null."""
+    text = re.sub(r"([:\[,]\s*)[-+]?(?:nan|inf)\b", r"\1null", text)
+    found = json.loads(text, parse_constant=lambda _name: None, parse_int=_integer)
+    json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
+    return found
+
+
+def _integer(text: str) -> int | float:
+    """Read a whole number; one beyond 64 bits as orjson does it."""
+    return int(text) if len(text) < 19 else float(text)
 
 
 def whole(value: Any, what: str, *, least: int = 0) -> int:
@@ -135,15 +169,17 @@ def positive(table: Mapping[str, Any], key: str) -> float | None:
 
 
 def sizes_of(value: Any) -> tuple[int, ...]:
-    """Read the sizes of an array, 1 to 8 of them.
+    """Read the sizes of an array: at most 8 of them, or it is none.
 
     Raises:
         RefusedError: They are no positive whole numbers.
     """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise RefusedError("shape", f"shape is {value!r:.60}, expected [height, width]")
+    if len(value) > _MAX_AXES:
+        raise RefusedError("shape", f"shape of {len(value)} axes, expected [height, width]")
     try:
-        return tuple(whole(n, "size", least=1) for n in value[:8])
+        return tuple(whole(n, "size", least=1) for n in value)
     except RefusedError as error:
         raise RefusedError("shape", f"shape {value!r:.60}: {error}") from None
 
@@ -195,7 +231,7 @@ def dectris_encoding(text: Any, dtype: np.dtype[Any]) -> tuple[Codec, np.dtype[A
     match = _DECTRIS_ENCODING.fullmatch(text) if isinstance(text, str) else None
     if match is None or (match[1] and not match[3]):
         raise RefusedError("compression", f"encoding {text!r:.60}; expected like bs16-lz4<")
-    if match[2] and int(match[2]) != dtype.itemsize * 8:
+    if match[2] and match[2] != str(dtype.itemsize * 8):
         raise RefusedError("compression", f"encoding {text!r:.60} of {dtype.itemsize}-byte pixels")
     codec: Codec = "bslz4" if match[1] else "lz4" if match[3] else ""
     return codec, dtype.newbyteorder(">" if match[4] == ">" else "<")

@@ -238,7 +238,7 @@ def _compressed(value: Any, itemsize: int, size: int) -> tuple[Any, str]:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise RefusedError("malformed", "tag 56500 is not [algorithm, element size, bytes]")
     algorithm, modifier, blob = value
-    if algorithm not in {"bslz4", "lz4"}:
+    if algorithm not in ("bslz4", "lz4"):  # no set: a list has no hash
         detail = f"algorithm {algorithm!r:.60}; expected 'bslz4' or 'lz4'"
         raise RefusedError("compression", detail)
     if algorithm == "bslz4" and modifier != itemsize:
@@ -267,7 +267,8 @@ def _nanoseconds(value: Any, otherwise: int) -> int:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise RefusedError("malformed", f"start_time {value!r:.60}, expected two whole numbers")
     numerator = whole(value[0], "start_time")
-    return numerator * 1_000_000_000 // whole(value[1], "start_time", least=1)
+    time_ns = numerator * 1_000_000_000 // whole(value[1], "start_time", least=1)
+    return whole(time_ns, "start_time in ns")
 
 
 def _count(value: Any) -> int | None:

@@ -39,6 +39,7 @@ from quietbeam_plugins.sources.payload import Bytes, Decoder
 
 _log = structlog.get_logger()
 _POLL_MS = 100
+_MAX_PARTS = 4096
 _RECONNECT_MS = (100, 1000)
 
 _REVIVE_AFTER_S = 0.5
@@ -273,15 +274,19 @@ _LOST = {zmq.Event.DISCONNECTED, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, *_REFUSED
 
 
 def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
-    starts_message = True
+    number = 0  # of the next part in its message
     while True:
         if not socket.poll(_POLL_MS):
             yield link and link.revive()
             continue
         # Not copied: pixels of an uncompressed frame are a view of the message.
         part = socket.recv(copy=False)
-        yield Part(part.buffer, time.monotonic_ns(), starts_message, part.more)
-        starts_message = not part.more
+        if number < _MAX_PARTS:
+            more = part.more and number + 1 < _MAX_PARTS
+            yield Part(part.buffer, time.monotonic_ns(), number == 0, more)
+        elif number == _MAX_PARTS:
+            yield Rejected(reason="oversized", detail=f"a message of more than {number} parts")
+        number = number + 1 if part.more else 0
 
 
 def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:

@@ -1,0 +1,117 @@
+"""What must hold for a decoder whatever bytes it is given; shared by property tests and fuzzers."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from quietbeam.core import records
+from quietbeam.core.encoding import decode, encode
+from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
+from quietbeam.testing import hostile
+from quietbeam.testing.simulators.encoders import ArrayV1, DectrisV1, DectrisV2
+from quietbeam_plugins.sources.array import Array
+from quietbeam_plugins.sources.dectris import Dectris
+
+MAX_FRAME_BYTES = 1 << 20
+_OTHER = RunStart(run="~recovery", shape=(16, 20), dtype=np.dtype("u2"), frames_expected=3)
+
+
+def decoder(form):
+    source = Array if form == "array-1.0" else Dectris
+    return source(address="tcp://127.0.0.1:1", max_frame_bytes=MAX_FRAME_BYTES).decoder()
+
+
+def feed(running, messages, now_ns=0):
+    """Events of whole messages."""
+    return [
+        event
+        for message in messages
+        for number, part in enumerate(message)
+        for event in running.feed(part, now_ns, starts_message=number == 0)
+    ]
+
+
+def settled(running, messages):
+    """What messages give once it is clear that nothing more belongs to them."""
+    return [*feed(running, messages), *running.idle(10_000_000)]
+
+
+def flattened(messages):
+    """Every part as a message of its own, as some proxies send them."""
+    return [[part] for message in messages for part in message]
+
+
+def assert_grammar(events):
+    """(RunStart Frame* RunEnd)*, and frames that are what their run says."""
+    run = None
+    for event in events:
+        match event:
+            case RunStart():
+                assert run is None
+                run = event
+            case Frame():
+                assert run is not None
+                assert (event.run, event.pixels.shape) == (run.run, run.shape)
+                assert event.pixels.dtype == run.dtype
+                assert event.pixels.dtype.isnative
+                assert 0 <= event.index < 2**63
+                assert abs(event.time_ns) < 2**63
+            case RunEnd():
+                assert run is not None
+                assert event.run == run.run
+                run = None
+            case _:
+                assert isinstance(event, Rejected)
+                assert event.detail
+    assert run is None
+
+
+class _Checked:
+    """Takes what the ring would take, and reads it back."""
+
+    def write(self, kind, meta, *arrays):
+        record = decode(0, b"".join(encode(kind, meta, arrays)))
+        str(record.meta).encode()  # no half characters: files and JSON refuse them
+
+
+def assert_survives(form, message, *, mid_run=True, flat=False):
+    """One message of any bytes: the grammar holds, and the next series is read bit for bit."""
+    running = decoder(form)
+    messages = [*(_before(form) if mid_run else []), message]
+    events = settled(running, flattened(messages) if flat else messages)
+    told = [event for event in events if isinstance(event, Rejected)]
+    assert len(told) <= 2 * len(message) + 1
+    recovered = settled(running, _recovery(form))
+    assert isinstance(recovered[-1], Frame), recovered
+    np.testing.assert_array_equal(recovered[-1].pixels, _pixels(1))
+    events += [*recovered, *running.finish()]
+    assert_grammar(events)
+    for event in events:
+        if not isinstance(event, Rejected):
+            records.put(_Checked(), event)
+
+
+@cache
+def _before(form):
+    return hostile.before(form)
+
+
+def _pixels(number):
+    return np.full(_OTHER.shape, number, _OTHER.dtype)
+
+
+@cache
+def _recovery(form):
+    """A series after the damage.  Its header comes twice: the first may complete what is broken."""
+    encoders = {"array-1.0": ArrayV1, "dectris-v1": DectrisV1, "dectris-v2": DectrisV2}
+    encoder = encoders[form]() if form == "array-1.0" else encoders[form](series=2**62)
+    header = encoder.start(_OTHER)
+    frames = [
+        encoder.frame(Frame(run=_OTHER.run, index=i, time_ns=i, received_ns=i, pixels=_pixels(i)))[
+            0
+        ]
+        for i in range(2)
+    ]
+    return [*header, *header, *frames]
