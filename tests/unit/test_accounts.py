@@ -35,9 +35,11 @@ def told(ledger, **how):
 
 def test_a_run_is_told_once_and_only_when_nothing_of_it_is_in_flight():
     ledger = ledger_of_two_runs()
-    ledger.received("denoise", 4, run="a")
     log = RunLog(ledger)
     with capture_logs() as logs:
+        log.tell()
+        assert logs == []  # still in the ring
+        ledger.received("denoise", 4, run="a")
         log.tell()
         assert logs == []
         ledger.sent("denoise", 4, run="a")

@@ -67,8 +67,14 @@ class RunLog:
 
     def _is_settled(self, account: Mapping[str, Any]) -> bool:
         since_s = self._seen_s.setdefault(account["run"], time.monotonic())
-        flowing = any(stage["in_flight"] for stage in account["stages"].values())
-        return not flowing or time.monotonic() - since_s > _PATIENCE_S
+        stages = account["stages"]
+        flowing = any(stage["in_flight"] for stage in stages.values())
+        in_ring = _count(stages, "ingest", "sent") - _count(stages, "denoise", "received")
+        return not (flowing or in_ring) or time.monotonic() - since_s > _PATIENCE_S
+
+
+def _count(stages: Mapping[str, Mapping[str, int]], stage: str, what: str) -> int:
+    return stages[stage][what] if stage in stages else 0
 
 
 def _flat(account: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
