@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cbor2
@@ -17,18 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.core.events import Frame, RejectReason, RunStart
+from quietbeam.testing.hostile_facilities import CASES
 from quietbeam.testing.simulators import compress
-from quietbeam.testing.simulators.encoders import (
-    ArrayV1,
-    DectrisV1,
-    DectrisV2,
-    Encoder,
-    Message,
-)
+from quietbeam.testing.simulators.encoders import DectrisV1, DectrisV2, Encoder, Message
+from quietbeam.testing.simulators.formats import encoder
 
 SHAPE = (24, 32)
 SERIES = 7
-FORMATS = ("array-1.0", "dectris-v1", "dectris-v2")
+FORMATS = ("array-1.0", "dectris-v1", "dectris-v2", *CASES)
 _PICKLE = b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93."
 _UNIQUE = "01HRCJF83SA63WH8M5X1VBKFJM"
 _OLDER = "01AAAAAAAAAAAAAAAAAAAAAAAA"
@@ -57,6 +54,7 @@ class HostileCase:
 def corpus() -> list[HostileCase]:
     """Every case of every format."""
     builders = {"array-1.0": _array_cases, "dectris-v1": _v1_cases, "dectris-v2": _v2_cases}
+    builders |= {form: partial(cases, after(form)[0]) for form, cases in CASES.items()}
     return [
         HostileCase(name, form, message, reason)
         for form, cases in builders.items()
@@ -71,15 +69,16 @@ def pixels(number: int) -> NDArray[np.uint16]:
 
 def before(form: str) -> list[Message]:
     """A series that goes well so far: its header and the frames 0 and 1."""
-    encoder = _encoder(form)
-    return [*encoder.start(_run()), *_frames(encoder, 0, 1)]
+    sending = _encoder(form)
+    return [*sending.start(_run()), *_frames(sending, 0, 1)]
 
 
 def after(form: str) -> list[Message]:
     """The good frame 2 of the same series."""
-    encoder = _encoder(form)
-    encoder.start(_run())
-    return _frames(encoder, 2)
+    sending = _encoder(form)
+    sending.start(_run())
+    _frames(sending, 0, 1)
+    return _frames(sending, 2)
 
 
 def _run() -> RunStart:
@@ -87,9 +86,9 @@ def _run() -> RunStart:
 
 
 def _encoder(form: str) -> Encoder:
-    if form == "array-1.0":
-        return ArrayV1()
-    return DectrisV1(series=SERIES) if form == "dectris-v1" else DectrisV2(series=SERIES)
+    if form == "dectris-v1":
+        return DectrisV1(series=SERIES)
+    return DectrisV2(series=SERIES) if form == "dectris-v2" else encoder(form)
 
 
 def _frames(encoder: Encoder, *numbers: int) -> list[Message]:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -27,6 +27,7 @@ _POLL_MS = 100
 _RECONNECT_MS = (100, 1000)
 
 _REVIVE_AFTER_S = 0.5
+_SOCKETS = {"pull": zmq.PULL, "sub": zmq.SUB, "req": zmq.REQ}
 
 Part = tuple[Bytes, int, bool]
 """(bytes, our monotonic clock in ns, whether it starts a ZMQ message)."""
@@ -37,6 +38,9 @@ Item = Part | Rejected | None
 
 class StreamSource(SourcePlugin):
     """Settings that every ZMQ source has."""
+
+    request: ClassVar[bytes] = b""
+    """What a server that wants to be asked for every message is asked with."""
 
     address: str
     """``tcp://host:port`` or ``ipc://path``; ``file:///x.qbcap`` plays a capture."""
@@ -72,6 +76,10 @@ class StreamSource(SourcePlugin):
             raise ValueError("expected tcp://host:port, ipc://path or file:///path/to/x.qbcap")
         return address
 
+    def endpoints(self) -> list[str]:
+        """Give the addresses to connect to, or the one to listen on."""
+        return [self.address]
+
     @abstractmethod
     def decoder(self) -> Decoder:
         """Give a fresh decoder of this format."""
@@ -87,8 +95,8 @@ class StreamSource(SourcePlugin):
                 parts = self._played(stack)
             else:
                 socket = stack.enter_context(self._connected())
-                link = None if self.bind else _Link(socket, self.address)
-                parts = _received(socket, link)
+                link = None if self.bind else _Link(socket, self.endpoints())
+                parts = _received(socket, link, self.request)
             if self.tap is not None:
                 about = {"kind": type(self).__name__.lower(), "address": self.address}
                 writer = stack.enter_context(_tap_file(self.tap, about))
@@ -99,9 +107,10 @@ class StreamSource(SourcePlugin):
     def _connected(self) -> Iterator[zmq.Socket[bytes]]:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            socket = context.socket(zmq.PULL if self.socket == "pull" else zmq.SUB)
+            socket = context.socket(_SOCKETS[self.socket])
             self._set_options(socket)
-            (socket.bind if self.bind else socket.connect)(self.address)
+            for address in self.endpoints():
+                (socket.bind if self.bind else socket.connect)(address)
         except zmq.ZMQError as error:
             context.destroy(linger=0)
             what = "listen on" if self.bind else "connect to"
@@ -126,6 +135,8 @@ class StreamSource(SourcePlugin):
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
         if self.socket == "sub":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
+        if self.socket == "req":
+            socket.setsockopt(zmq.REQ_RELAXED, 1)  # ask again where a server was restarted
 
     def _played(self, stack: ExitStack) -> Iterator[Item]:
         address = urlsplit(self.address)
@@ -154,22 +165,33 @@ class _Link:
     itself because of a message beyond ``MAXMSGSIZE`` or a failed handshake.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], addresses: list[str]) -> None:
         self._socket = socket
-        self._address = address
+        self._addresses = addresses
         self._monitor = socket.get_monitor_socket()
-        self._lost_s: float | None = None
-        self._spoke = False
+        self._lost_s: dict[str, float] = {}
+        self._spoke: set[str] = set()
+        self._new = False
+
+    def is_new(self) -> bool:
+        """Tell, once for each, whether a connection was made since it was last asked."""
+        self._look()
+        new, self._new = self._new, False
+        return new
 
     def revive(self) -> Rejected | None:
         """Connect again if libzmq does not; tell so if a message was the cause."""
         self._look()
-        if self._lost_s is None or time.monotonic() < self._lost_s + _REVIVE_AFTER_S:
+        before_s = time.monotonic() - _REVIVE_AFTER_S
+        lost = next((one for one, lost_s in self._lost_s.items() if lost_s < before_s), None)
+        if lost is None:
             return None
-        spoke, self._spoke, self._lost_s = self._spoke, False, None
+        spoke = lost in self._spoke
+        self._spoke.discard(lost)
+        del self._lost_s[lost]
         with suppress(zmq.ZMQError):  # it may have forgotten the address by itself
-            self._socket.disconnect(self._address)
-        self._socket.connect(self._address)
+            self._socket.disconnect(lost)
+        self._socket.connect(lost)
         if not spoke:
             return None
         detail = "a message beyond max_frame_bytes, or no ZMQ at all: the connection was closed"
@@ -177,13 +199,17 @@ class _Link:
 
     def _look(self) -> None:
         while self._monitor.poll(0):
-            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
+            message = zmq.utils.monitor.recv_monitor_message(self._monitor)
+            event, address = message["event"], message["endpoint"].decode(errors="replace")
+            if address not in self._addresses:  # libzmq may write it in another way
+                address = self._addresses[0]
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._spoke = True
+                self._spoke.add(address)
+                self._new = True
             if event in {zmq.Event.CONNECTED, zmq.Event.CONNECT_RETRIED}:
-                self._lost_s = None
+                self._lost_s.pop(address, None)
             elif event in _LOST:
-                self._lost_s = time.monotonic()
+                self._lost_s[address] = time.monotonic()
 
 
 _LOST = {
@@ -194,9 +220,13 @@ _LOST = {
 }
 
 
-def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
+def _received(socket: zmq.Socket[bytes], link: _Link | None, request: bytes) -> Iterator[Item]:
     starts_message = True
+    asks = socket.type == zmq.REQ
     while True:
+        if asks and link is not None and link.is_new():
+            with suppress(zmq.Again):
+                socket.send(request, zmq.NOBLOCK)
         if not socket.poll(_POLL_MS):
             yield link and link.revive()
             continue
@@ -204,6 +234,9 @@ def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
         part = socket.recv(copy=False)
         yield part.buffer, time.monotonic_ns(), starts_message
         starts_message = not part.more
+        if asks and starts_message:
+            with suppress(zmq.Again):  # it is asked again once it is back
+                socket.send(request, zmq.NOBLOCK)
 
 
 def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:
