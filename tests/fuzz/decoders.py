@@ -43,8 +43,8 @@ def unpacked(data: bytes) -> tuple[int, list[bytes]]:
 def one_input(data: bytes) -> None:
     """Feed one case to its decoder."""
     case, parts = unpacked(data)
-    choice, number = divmod(case, len(hostile.FORMATS))
-    form = hostile.FORMATS[number]
+    choice, number = divmod(case, len(survival.FORMATS))
+    form = survival.FORMATS[number]
     survival.assert_survives(form, parts, mid_run=bool(choice & 1), flat=bool(choice & 2))
 
 
@@ -69,11 +69,11 @@ def mutated(data: bytes, max_size: int, seed: int) -> bytes:
 
 def seeds(folder: Path) -> None:
     """Write good messages and the whole corpus as first inputs."""
-    for number, form in enumerate(hostile.FORMATS):
+    for number, form in enumerate(survival.FORMATS):
         good = [*hostile.before(form), *hostile.after(form)]
         bad = [case.message for case in hostile.corpus() if case.format == form]
         for count, message in enumerate([*good, *bad]):
-            case = number + count % 4 * len(hostile.FORMATS)
+            case = number + count % 4 * len(survival.FORMATS)
             (folder / f"{form}-{count}").write_bytes(packed(case, message)[:_LARGEST])
 
 

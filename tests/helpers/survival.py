@@ -6,21 +6,21 @@ from functools import cache
 
 import numpy as np
 
+from helpers import sources
 from quietbeam.core import records
 from quietbeam.core.encoding import decode, encode
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam.testing import hostile
 from quietbeam.testing.simulators.encoders import ArrayV1, DectrisV1, DectrisV2
-from quietbeam_plugins.sources.array import Array
-from quietbeam_plugins.sources.dectris import Dectris
 
 MAX_FRAME_BYTES = 1 << 20
+FORMATS = ("array-1.0", "dectris-v1", "dectris-v2")
+"""Those damaged systematically, and by the fuzzer; hostile messages there are of every format."""
 _OTHER = RunStart(run="~recovery", shape=(16, 20), dtype=np.dtype("u2"), frames_expected=3)
 
 
 def decoder(form):
-    source = Array if form == "array-1.0" else Dectris
-    return source(address="tcp://127.0.0.1:1", max_frame_bytes=MAX_FRAME_BYTES).decoder()
+    return sources.decoder(form, max_frame_bytes=MAX_FRAME_BYTES)
 
 
 def feed(running, messages, now_ns=0):

@@ -5,6 +5,9 @@ skipped where it is not installed:
 
     QUIETBEAM_EIGER_SIMULATOR   the command of eiger-simulator 0.5.1
     QUIETBEAM_LIBERTEM_PYTHON   a Python that has libertem-dectris 0.3.2
+    QUIETBEAM_KARABO_PYTHON     a Python that has karabo-bridge 0.7.0
+    QUIETBEAM_KARABO_SIMULATOR  the command karabo-bridge-server-sim of it
+    QUIETBEAM_PVAPY_SIMULATOR   the command pvapy-ad-sim-server of pvapy 5.6.0
 """
 
 import json
@@ -25,10 +28,15 @@ import pytest
 
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam_plugins.sources.dectris import Dectris
+from quietbeam_plugins.sources.karabo import Karabo
+from quietbeam_plugins.sources.pva import Pva
 
 pytestmark = pytest.mark.slow
 EIGER_SIMULATOR = shutil.which(os.environ.get("QUIETBEAM_EIGER_SIMULATOR", "eiger-simulator"))
 LIBERTEM = shutil.which(os.environ.get("QUIETBEAM_LIBERTEM_PYTHON", "libertem-dectris-python"))
+KARABO_PYTHON = shutil.which(os.environ.get("QUIETBEAM_KARABO_PYTHON", "karabo-python"))
+KARABO = shutil.which(os.environ.get("QUIETBEAM_KARABO_SIMULATOR", "karabo-bridge-server-sim"))
+PVAPY = shutil.which(os.environ.get("QUIETBEAM_PVAPY_SIMULATOR", "pvapy-ad-sim-server"))
 needs = pytest.mark.skipif
 
 
@@ -148,3 +156,106 @@ def test_the_simulator_of_libertem_sends_every_header_part_by_itself():
     assert len(events) == 22
     for number, frame in enumerate(events[1:-1]):  # it fills every frame with its number
         assert (frame.index, frame.pixels.min(), frame.pixels.max()) == (number, number, number)
+
+
+_KARABO = """
+import sys
+import numpy as np
+import zmq
+from karabo_bridge.serializer import serialize
+images = np.load(sys.argv[1])
+socket = zmq.Context().socket(getattr(zmq, sys.argv[2]))
+print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
+if sys.argv[2] == "PUB":
+    sys.stdin.readline()
+for number, pulses in enumerate(images):
+    if sys.argv[2] == "REP":
+        assert socket.recv() == b"next"
+    about = {"source": "a", "timestamp.tid": 100 + number}
+    data = {"a": {"image.data": pulses, "gain": pulses + 1, "x": 1.5}}
+    socket.send_multipart(serialize(data, {"a": about}))
+sys.stdin.readline()
+"""
+
+
+@needs(KARABO_PYTHON is None, reason="karabo-bridge is not installed")
+@pytest.mark.parametrize(("server", "reader"), [("REP", "req"), ("PUB", "sub"), ("PUSH", "pull")])
+def test_what_karabo_bridge_serialises_is_read_bit_exact(tmp_path, server, reader):
+    images = np.random.default_rng(0).poisson(9, (5, 2, 3, 32, 16)).astype("u2")  # t, p, m, y, x
+    np.save(tmp_path / "x.npy", images)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with process(KARABO_PYTHON, "-c", _KARABO, tmp_path / "x.npy", server, **pipes) as bridge:
+        address = f"tcp://127.0.0.1:{bridge.stdout.readline().strip()}"
+        with Karabo(address=address, socket=reader, run_timeout_s=1.0).open() as stream:
+            for _ in range(10):  # a second, by which a subscription has arrived
+                assert next(stream) is None or server != "PUB"
+                if server != "PUB":
+                    break
+            bridge.stdin.write("go\n")
+            bridge.stdin.flush()
+            events = read_run(stream)
+    frames = [event for event in events if isinstance(event, Frame)]
+    assert not [event for event in events if isinstance(event, Rejected)]
+    assert [frame.index for frame in frames][-1] == 9
+    expected = images.reshape(10, 96, 16)[-len(frames) :]
+    np.testing.assert_array_equal([frame.pixels for frame in frames], expected)
+    assert len(frames) == 10
+
+
+@needs(KARABO is None, reason="karabo-bridge is not installed")
+@pytest.mark.parametrize(("server", "reader"), [("REP", "req"), ("PUSH", "pull")])
+def test_the_simulator_of_karabo_sends_trains_of_agipd(server, reader):
+    port = free_port()
+    command = (KARABO, "-d", "AGIPDModule", "-r", "-z", server, str(port))
+    source = Karabo(address=f"tcp://127.0.0.1:{port}", socket=reader, axes="yxp")
+    with process(*command, stdout=subprocess.DEVNULL), source.open() as stream:
+        events = []
+        while len(events) < 1 + 2 * 64:
+            event = next(stream)
+            events += [] if event is None else [event]
+    assert isinstance(events[0], RunStart)
+    assert (events[0].shape, events[0].metadata["pulses"]) == ((128, 512), 64)
+    frames = events[1:]
+    assert [frame.index for frame in frames] == list(range(128))
+    for frame in frames:  # it draws from 1500 to 1600
+        assert 1500 <= frame.pixels.min() < 1510 < 1590 < frame.pixels.max() < 1600
+
+
+@needs(KARABO is None, reason="karabo-bridge is not installed")
+def test_version_1_0_of_karabo_is_refused_by_name():
+    port = free_port()
+    command = (KARABO, "-d", "AGIPDModule", "-r", "-p", "1.0", str(port))
+    with (
+        process(*command, stdout=subprocess.DEVNULL),
+        Karabo(address=f"tcp://127.0.0.1:{port}").open() as stream,
+    ):
+        event = next(event for event in stream if event is not None)
+    assert isinstance(event, Rejected)
+    assert (event.reason, "karabo" in event.detail) == ("unsafe", True)
+
+
+@needs(PVAPY is None, reason="pvapy is not installed")
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_the_area_detector_simulator_of_pvapy_is_read_bit_exact(tmp_path, dtype):
+    images = np.random.default_rng(0).poisson(9, (5, 24, 40)).astype(dtype)
+    np.save(tmp_path / "x.npy", images)
+    search, channel = free_port(), f"sw{free_port()}:image"
+    command = (PVAPY, "-cn", channel, "-if", tmp_path / "x.npy", "-fps", "10", "-rt", "60")
+    command += ("-nf", "5", "-dc", "-std", "3")
+    server = {"EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1", "EPICS_PVAS_BROADCAST_PORT": str(search)}
+    server |= {"EPICS_PVAS_SERVER_PORT": str(free_port())}
+    source = Pva(channel=channel, servers=f"127.0.0.1:{search}")
+    options = {"stdout": subprocess.DEVNULL, "env": {**os.environ, **server}}
+    with process(*map(str, command), **options), source.open() as stream:
+        events, deadline_s = [], time.monotonic() + 60
+        while len(events) < 12:  # it sends the five again and again
+            event = next(stream)
+            events += [] if event is None else [event]
+            assert time.monotonic() < deadline_s, events
+    begun, *frames = events
+    assert (begun.shape, begun.dtype) == ((24, 40), np.dtype(dtype))
+    first = frames[0].index
+    assert [frame.index for frame in frames] == list(range(first, first + len(frames)))
+    shift = next(n for n in range(5) if (images[n] == frames[0].pixels).all())
+    for n, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame.pixels, images[(shift + n) % 5])

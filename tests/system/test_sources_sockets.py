@@ -13,22 +13,19 @@ import numpy as np
 import pytest
 import zmq
 
+from helpers.sources import source
 from quietbeam.core.errors import SinkError, SourceError
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam.offline.capture import CaptureWriter
 from quietbeam.offline.sender import open_sender
 from quietbeam.testing import hostile
-from quietbeam.testing.simulators import FORMATS, encoder, simulate
+from quietbeam.testing.simulators import FORMATS, UNCOMPRESSED, encoder, simulate
 from quietbeam_plugins.sources.array import Array
 from quietbeam_plugins.sources.dectris import Dectris
 from quietbeam_plugins.sources.replay import Replay
 from quietbeam_plugins.sources.zmq_parts import Part, _tapped
 
 IMAGES = np.random.default_rng(0).poisson(9, (8, 24, 40)).astype("u2")
-
-
-def source(form, **settings):
-    return (Dectris if form.startswith("dectris") else Array)(**settings)
 
 
 @contextmanager
@@ -64,7 +61,7 @@ def assert_whole_run(events, images=IMAGES):
     assert len(events) == len(images) + 2
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "sls-4bit"])
 @pytest.mark.parametrize("kind", ["push", "pub"])
 def test_every_format_arrives_bit_exact_over_a_socket(form, kind):
     with open_sender("tcp://127.0.0.1:0", kind=kind) as sender:
@@ -72,7 +69,7 @@ def test_every_format_arrives_bit_exact_over_a_socket(form, kind):
 
         def send():
             assert sender.wait_for_reader(10)
-            compression = "bslz4" if kind == "push" else "none"
+            compression = "bslz4" if kind == "push" and form not in UNCOMPRESSED else "none"
             encoding = encoder(form, compression)
             reports.append(simulate(IMAGES, encoding, sender, rate_hz=100, frames=8))
 
@@ -202,7 +199,7 @@ def test_hostile_messages_over_a_socket_are_all_counted(form):
                 sender.send(message)
 
         rejected, frames = 0, []
-        settings = source(form, address=sender.address)
+        settings = source(form, address=sender.address, socket="pull")
         with running(send), settings.open() as events:
             deadline_s = time.monotonic() + 20
             while len(frames) < 3 and time.monotonic() < deadline_s:

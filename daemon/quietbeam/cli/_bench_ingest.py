@@ -22,6 +22,7 @@ from quietbeam.core.events import Event, Frame, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.core.ring import create
+from quietbeam.pipeline.alarms import Alarms
 from quietbeam.pipeline.ingest import STAGE, Ingest
 
 FORMATS = ("array-1.0", "dectris-v1", "dectris-v2")
@@ -54,7 +55,7 @@ def measure_decoding(form: str, compression: str, size_px: int, frames: int) -> 
     played = _Played(form, _messages(form, compression, pixels, frames), _bare(compression, pixels))
     with _ring(pixels.nbytes) as ring:
         ledger = Ledger()
-        Ingest(cast("SourcePlugin", played), ring, ledger, {}).body()
+        _ingest(cast("SourcePlugin", played), ring, ledger).body()
     stage = ledger.stages()[STAGE]
     path_s, bare_s = float(np.median(played.path_s)), float(np.median(played.bare_s))
     return {
@@ -157,7 +158,7 @@ def measure_socket(form: str, size_px: int, rate_hz: float, seconds: float) -> d
     source = _source(form, address=address, run_timeout_s=2.0)
     ledger = Ledger()
     with _ring(2 * size_px * size_px) as ring:
-        ingest = Ingest(source, ring, ledger, {})
+        ingest = _ingest(source, ring, ledger)
         thread = threading.Thread(target=ingest.body)
         thread.start()
         try:
@@ -201,6 +202,10 @@ def _source(form: str, **settings: Any) -> Any:
     name = "array" if form == "array-1.0" else "dectris"
     plugin: Any = find("sources", name, SourcePlugin)
     return plugin(**settings)
+
+
+def _ingest(source: SourcePlugin, ring: Any, ledger: Ledger) -> Ingest:
+    return Ingest(source, ring, ledger, lambda _run: {}, Alarms())
 
 
 @contextmanager

@@ -136,9 +136,10 @@ def _execute_ingest(arguments: argparse.Namespace) -> int:
     cases = list(product(ingest.FORMATS, ingest.COMPRESSIONS, arguments.size))
     decoding, sockets = [], []
     with bar() as progress:
-        for number, case in enumerate(cases):
+        for number, (form, compression, size_px) in enumerate(cases):
             progress("decode", number / len(cases))
-            decoding.append(ingest.measure_decoding(*case, arguments.frames))
+            frames = arguments.frames
+            decoding.append(ingest.measure_decoding(form, compression, size_px, frames))
         progress("decode", 1.0)
         for number, form in enumerate(ingest.FORMATS):
             progress("socket", number / len(ingest.FORMATS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from quietbeam.cli import Subparsers
@@ -14,7 +14,11 @@ from quietbeam.cli._progress import progress
 from quietbeam.cli._stop import stop_signals
 from quietbeam.core.errors import DataError
 
-_FORMATS = ("dectris-v1", "dectris-v1-flat", "dectris-v2", "array-1.0", "adzmq")
+_FORMATS = (
+    *("dectris-v1", "dectris-v1-flat", "dectris-v2", "array-1.0", "adzmq"),
+    *("stins", "xspress3", "xspress3-flat", "odin", "sls", "sls-4bit", "karabo", "jungfraujoch"),
+    "pva",
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -30,11 +34,18 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--format", choices=_FORMATS, default="dectris-v2", help="(%(default)s)")
     parser.add_argument("--rate", type=_positive, default=10.0, metavar="HZ", help="(%(default)s)")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--bind", metavar="ADDRESS", help="listen here; port 0 takes a free one")
+    where.add_argument(
+        "--bind", metavar="ADDRESS", help="listen here; port 0: a free one; pva://CHANNEL"
+    )
     where.add_argument("--connect", metavar="ADDRESS", help="connect to a reader that listens")
     parser.add_argument("--frames", type=int, metavar="N", help="how many (all; phantom: 2400)")
     parser.add_argument("--compression", choices=("none", "lz4", "bslz4"), default="none")
-    parser.add_argument("--socket", choices=("push", "pub"), default="push", help="(%(default)s)")
+    parser.add_argument(
+        "--socket",
+        choices=("push", "pub", "rep"),
+        default="push",
+        help="rep: answer requests, as karabo does (%(default)s)",
+    )
     parser.add_argument("--wait", action="store_true", help="do not start before somebody reads")
     parser.add_argument("--seed", type=int, default=0, help="of the phantom (%(default)s)")
     parser.add_argument("--size", type=int, default=256, help="of the phantom, in pixels")
@@ -50,18 +61,13 @@ def _positive(text: str) -> float:
 
 
 def _execute(arguments: argparse.Namespace) -> int:
-    from quietbeam.offline.sender import open_sender
     from quietbeam.testing.simulators import encoder, simulate
 
     if arguments.frames is not None and arguments.frames < 1:
         raise DataError(f"--frames {arguments.frames}: expected at least 1")
     with (
         _images(arguments) as (images, frames),
-        open_sender(
-            arguments.bind or arguments.connect,
-            kind=arguments.socket,
-            bind=arguments.bind is not None,
-        ) as sender,
+        _sender(arguments) as sender,
         stop_signals() as stopped,
         progress("frames", frames, quiet=arguments.json) as show,
     ):
@@ -86,6 +92,19 @@ def _execute(arguments: argparse.Namespace) -> int:
             f"{report.unsent} given up because nobody read them"
         )
     return 0 if report.sent else 1
+
+
+def _sender(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
+    address = arguments.bind or arguments.connect
+    if (arguments.format == "pva") != address.startswith("pva://"):
+        raise DataError(f"{address}: format pva, and it alone, has an address pva://CHANNEL")
+    if arguments.format == "pva":
+        from quietbeam.testing.simulators.pva import open_pva_sender
+
+        return open_pva_sender(address)
+    from quietbeam.offline.sender import open_sender
+
+    return open_sender(address, kind=arguments.socket, bind=arguments.bind is not None)
 
 
 @contextmanager

@@ -31,9 +31,16 @@ class Sender:
         self.sent = 0
         self.unsent = 0
         self._socket = socket
+        self._pending = False
 
     def send(self, message: Message, patience_s: float = 5.0) -> bool:
-        """Send one message; False if no reader had room for it within ``patience_s``."""
+        """Send one message; False if no reader had room for it within ``patience_s``.
+
+        A ``rep`` socket sends it to whoever asks next.
+        """
+        if self._socket.type == zmq.REP and not self._asked(patience_s):
+            self.unsent += 1
+            return False
         if not self._socket.poll(max(round(patience_s * 1000), 0), zmq.POLLOUT):
             self.unsent += 1
             return False
@@ -43,11 +50,24 @@ class Sender:
             self.unsent += 1
             return False
         self.sent += 1
+        self._pending = False
+        return True
+
+    def _asked(self, patience_s: float) -> bool:
+        """Wait for a request, whatever it says."""
+        if self._pending:
+            return True
+        if not self._socket.poll(max(round(patience_s * 1000), 0), zmq.POLLIN):
+            return False
+        self._socket.recv_multipart()
+        self._pending = True
         return True
 
     def wait_for_reader(self, patience_s: float | None = None) -> bool:
         """Wait until somebody reads; False if nobody came within ``patience_s``."""
-        event = zmq.POLLIN if self._socket.type == zmq.XPUB else zmq.POLLOUT
+        if self._pending:
+            return True
+        event = zmq.POLLOUT if self._socket.type == zmq.PUSH else zmq.POLLIN
         timeout_ms = None if patience_s is None else round(patience_s * 1000)
         return bool(self._socket.poll(timeout_ms, event))
 
@@ -56,7 +76,7 @@ class Sender:
 def open_sender(
     address: str,
     *,
-    kind: Literal["push", "pub"] = "push",
+    kind: Literal["push", "pub", "rep"] = "push",
     bind: bool = True,
     waiting_messages: int = 200,
 ) -> Iterator[Sender]:
@@ -65,7 +85,7 @@ def open_sender(
     Args:
         address: ``tcp://host:port`` or ``ipc://path``; port 0 takes a free one.
         kind: ``push`` shares messages among readers and waits for them;
-            ``pub`` gives all to every reader that keeps up.
+            ``pub`` gives all to every reader that keeps up; ``rep`` answers requests.
         bind: Listen; False connects to a reader that listens.
         waiting_messages: That may wait for a reader.
 
@@ -74,7 +94,7 @@ def open_sender(
     """
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     # XPUB is PUB that lets us see subscriptions: the same on the wire.
-    socket = context.socket(zmq.PUSH if kind == "push" else zmq.XPUB)
+    socket = context.socket({"push": zmq.PUSH, "pub": zmq.XPUB, "rep": zmq.REP}[kind])
     socket.setsockopt(zmq.SNDHWM, waiting_messages)
     socket.setsockopt(zmq.IMMEDIATE, 1)
     try:

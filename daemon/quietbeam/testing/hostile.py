@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cbor2
@@ -17,18 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quietbeam.core.events import Frame, RejectReason, RunStart
+from quietbeam.testing.hostile_facilities import CASES
 from quietbeam.testing.simulators import compress
-from quietbeam.testing.simulators.encoders import (
-    ArrayV1,
-    DectrisV1,
-    DectrisV2,
-    Encoder,
-    Message,
-)
+from quietbeam.testing.simulators.encoders import DectrisV1, DectrisV2, Encoder, Message
+from quietbeam.testing.simulators.formats import encoder
 
 SHAPE = (24, 32)
 SERIES = 7
-FORMATS = ("array-1.0", "dectris-v1", "dectris-v2")
+FORMATS = ("array-1.0", "dectris-v1", "dectris-v2", *CASES)
 _LZ4_BOMB = b"\x1f\0\x01\0" + b"\xff" * 40_000 + b"\0"  # one byte, repeated 10 million times
 _OLD_PICKLE = b"cposix\nsystem\n(S'true'\ntR."  # protocol 0 is text
 _PICKLE = b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93."
@@ -59,6 +56,7 @@ class HostileCase:
 def corpus() -> list[HostileCase]:
     """Every case of every format."""
     builders = {"array-1.0": _array_cases, "dectris-v1": _v1_cases, "dectris-v2": _v2_cases}
+    builders |= {form: partial(cases, after(form)[0]) for form, cases in CASES.items()}
     return [
         HostileCase(name, form, message, reason)
         for form, cases in builders.items()
@@ -73,15 +71,16 @@ def pixels(number: int) -> NDArray[np.uint16]:
 
 def before(form: str) -> list[Message]:
     """A series that goes well so far: its header and the frames 0 and 1."""
-    encoder = _encoder(form)
-    return [*encoder.start(_run()), *_frames(encoder, 0, 1)]
+    sending = _encoder(form)
+    return [*sending.start(_run()), *_frames(sending, 0, 1)]
 
 
 def after(form: str) -> list[Message]:
     """The good frame 2 of the same series."""
-    encoder = _encoder(form)
-    encoder.start(_run())
-    return _frames(encoder, 2)
+    sending = _encoder(form)
+    sending.start(_run())
+    _frames(sending, 0, 1)
+    return _frames(sending, 2)
 
 
 def _run() -> RunStart:
@@ -89,9 +88,9 @@ def _run() -> RunStart:
 
 
 def _encoder(form: str) -> Encoder:
-    if form == "array-1.0":
-        return ArrayV1()
-    return DectrisV1(series=SERIES) if form == "dectris-v1" else DectrisV2(series=SERIES)
+    if form == "dectris-v1":
+        return DectrisV1(series=SERIES)
+    return DectrisV2(series=SERIES) if form == "dectris-v2" else encoder(form)
 
 
 def _frames(encoder: Encoder, *numbers: int) -> list[Message]:
@@ -146,7 +145,7 @@ def _array_cases() -> Cases:
     yield "a JSON number", "malformed", [b"17"]
     yield "a header that is not UTF-8", "malformed", [b'{"htype":"array-1.0\xff\xfe"}', raw]
     yield "a pickle", "unsafe", [_PICKLE]
-    yield "an old pickle", "malformed", [_OLD_PICKLE]
+    yield "an old pickle", "unsafe", [_OLD_PICKLE]
     yield "a pickle as data", "truncated", _array(_PICKLE)
     yield "a header in UTF-16", "malformed", [_array()[0].decode().encode("utf-16"), raw]
     yield "a header with half a character", "malformed", _array(x=float("nan"), y="\ud800")
@@ -267,7 +266,7 @@ def _v1_cases() -> Cases:
     yield "an empty message", "malformed", [b""]
     yield "JSON cut off", "malformed", [b'{"htype":"dimage-1.0","ser', *good[1:]]
     yield "a pickle", "unsafe", [_PICKLE]
-    yield "an old pickle", "malformed", [_OLD_PICKLE]
+    yield "an old pickle", "unsafe", [_OLD_PICKLE]
     yield "a pickle as data", "truncated", [*good[:2], _PICKLE, good[3]]
     yield "1000 parts of rubbish", "malformed", [b"\xff"] * 1000
     yield "JSON nested 200 deep", "malformed", _v1(first={"x": _nested(200)})
@@ -369,7 +368,7 @@ def _v2_cases() -> Cases:
     yield "a key twice, in two spellings", "malformed", [b"\xa2\x64type\x00\x78\x04type\x00"]
     yield "a key in pieces", "malformed", [b"\xa1\x7f\x62ty\x62pe\xff\x63end"]
     yield "a key of a megabyte", "unknown_type", [cbor2.dumps({"x" * 1_000_000: 0})]
-    yield "an old pickle", "malformed", [_OLD_PICKLE]
+    yield "an old pickle", "unsafe", [_OLD_PICKLE]
     yield "no type", "unknown_type", _v2(type=...)
     yield "an unknown type", "unknown_type", _v2(type="calibration")
     yield "a type that is a list", "unknown_type", _v2(type=["image"])

@@ -8,15 +8,15 @@ dtype changes.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from quietbeam.core.events import Event, Rejected, RunStart
 from quietbeam_plugins.sources.channels import Layout, Wanted, layout_of
+from quietbeam_plugins.sources.json_pairs import JsonPairs
 from quietbeam_plugins.sources.payload import (
     Bytes,
     Codec,
@@ -47,8 +47,33 @@ class Array(StreamSource):
         return ArrayDecoder(self)
 
 
+class ArraySettings(Protocol):
+    """What a decoder of arrays needs to know."""
+
+    @property
+    def run_timeout_s(self) -> float | None:
+        """As ``StreamSource`` has it."""
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """As ``StreamSource`` has it."""
+        ...
+
+    @property
+    def channels(self) -> Wanted:
+        """Which channels to take."""
+        ...
+
+    @property
+    def nodata_at_maximum(self) -> bool:
+        """Pixels at the dtype's maximum hold no data."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class _Header:
+class ArrayHeader:
+    """What a header says about the bytes after it."""
+
     layout: Layout
     dtype: np.dtype[Any]
     codec: Codec
@@ -57,60 +82,38 @@ class _Header:
     metadata: dict[str, Any]
 
 
-class ArrayDecoder:
+class ArrayDecoder(JsonPairs[ArrayHeader]):
     """Parts to events; see ``payload.Decoder``."""
 
-    def __init__(self, settings: Array) -> None:
+    header_keys = (b"shape", b"htype")
+    label: ClassVar[str] = "array"
+    """Begins the names of runs."""
+
+    def __init__(self, settings: ArraySettings) -> None:
+        super().__init__(SeriesMachine(settings.run_timeout_s, has_ends=False))
         self._settings = settings
-        self._machine = SeriesMachine(settings.run_timeout_s, has_ends=False)
-        self._header: _Header | None = None
-        self._skip_payload = False
-        self._multipart = False
-        self._message_refused = False
 
-    def feed(
-        self, part: Bytes, received_ns: int, *, starts_message: bool = True
-    ) -> Iterator[Event]:
-        """Take a header or the bytes of an array."""
-        yield from self._machine.tick(received_ns)
-        header, self._header = self._header, None
-        skip, self._skip_payload = self._skip_payload, False
-        self._multipart = self._multipart or not starts_message
-        self._message_refused = self._message_refused and not starts_message
-        skip = skip and not (starts_message and self._multipart)
-        try:
-            if _is_header(part):
-                self._skip_payload = True  # if the header is refused, so is what it describes
-                if header is not None:
-                    yield _without_data(header)
-                self._header = _read_header(parse_json(part), self._settings.channels)
-                self._skip_payload = False
-            elif header is not None:
-                yield from self._frame(header, part, received_ns)
-            elif not (skip or self._message_refused or (not starts_message and not len(part))):
-                self._skip_payload = starts_message
-                parse_json(part)  # says best what is wrong with it
-                raise RefusedError("malformed", "neither a header nor the data of one")
-        except RefusedError as refused:
-            self._message_refused = True
-            yield refused.event
+    def header(self, part: Bytes, received_ns: int) -> Generator[Event, None, ArrayHeader]:  # noqa: ARG002
+        """Read a header."""
+        yield from ()
+        return _read_header(parse_json(part), self._settings.channels)
 
-    def idle(self, now_ns: int) -> Iterator[Event]:
-        """Settle a run whose frames stopped."""
-        return self._machine.tick(now_ns)
+    def data(
+        self, waiting: ArrayHeader, part: Bytes, received_ns: int
+    ) -> Generator[Event, None, None]:
+        """Give the frame."""
+        yield from self.frame(waiting, part, received_ns)
 
-    def finish(self) -> Iterator[Event]:
-        """Settle everything."""
-        if self._header is not None:
-            yield _without_data(self._header)
-            self._header = None
-        yield from self._machine.finish()
+    def without_data(self, waiting: ArrayHeader) -> Iterator[Event]:
+        """Say that they are missing."""
+        yield Rejected(reason="truncated", detail=f"frame {waiting.number}: its data never came")
 
-    def _frame(self, header: _Header, part: Bytes, received_ns: int) -> Iterator[Event]:
+    def frame(self, header: ArrayHeader, part: Bytes, received_ns: int) -> Iterator[Event]:
+        """Give the frame of a header and its data, in its run."""
         sizes, most = header.layout.sizes, self._settings.max_frame_bytes
         array = image(part, sizes, header.dtype, header.codec, most)
         pixels = header.layout.frame(array)
-        if self._is_another_run(header, pixels.dtype):
+        if self.is_another_run(header, pixels.dtype):
             yield from self._machine.restart()
         yield from self._machine.frame(
             _KEY,
@@ -121,7 +124,8 @@ class ArrayDecoder:
             describe=lambda: self._describe(header, pixels.dtype),
         )
 
-    def _is_another_run(self, header: _Header, dtype: np.dtype[Any]) -> bool:
+    def is_another_run(self, header: ArrayHeader, dtype: np.dtype[Any]) -> bool:
+        """Tell whether a frame begins a new run: the format has no start."""
         run = self._machine.running
         if run is None:
             return False
@@ -131,11 +135,11 @@ class ArrayDecoder:
         other = (run.shape, run.channels, run.dtype) != (layout.shape, layout.channels, dtype)
         return other or counts_again
 
-    def _describe(self, header: _Header, dtype: np.dtype[Any]) -> RunStart:
+    def _describe(self, header: ArrayHeader, dtype: np.dtype[Any]) -> RunStart:
         integer = np.issubdtype(dtype, np.integer)
         nodata = integer and self._settings.nodata_at_maximum
         return RunStart(
-            run=stamped("array"),
+            run=stamped(self.label),
             shape=header.layout.shape,
             channels=header.layout.channels,
             dtype=dtype,
@@ -144,15 +148,7 @@ class ArrayDecoder:
         )
 
 
-def _is_header(part: Bytes) -> bool:
-    """Tell a JSON header from the bytes of an image, which may be anything."""
-    if bytes(part[:1]) != b"{":
-        return False
-    start = bytes(part[:4096])
-    return re.match(rb'\{\s*"', start) is not None and (b'"shape"' in start or b'"htype"' in start)
-
-
-def _read_header(header: dict[str, Any], wanted: Wanted) -> _Header:
+def _read_header(header: dict[str, Any], wanted: Wanted) -> ArrayHeader:
     htype = header.get("htype", "array-1.0")  # JUNGFRAU's dialect has none
     if isinstance(htype, list) and htype:  # ADZMQ before 1.4: in a list, and x before y
         kind, x_first = htype[0], True
@@ -170,7 +166,7 @@ def _read_header(header: dict[str, Any], wanted: Wanted) -> _Header:
     known = {"htype", "shape", "type", "frame", "encoding", "endianness", "endianess", "channels"}
     attributes = header.get("ndattr")
     mode = attributes.get("ColorMode") if isinstance(attributes, dict) else None
-    return _Header(
+    return ArrayHeader(
         layout=layout_of(shape, header.get("channels"), mode, wanted),
         dtype=dtype,
         codec=codec_of(header.get("encoding") or header.get("cmpr") or ""),
@@ -186,7 +182,3 @@ def _time_ns(header: dict[str, Any]) -> int:
     if isinstance(seconds, int | float) and 0 < seconds < 2**33:
         return round((seconds + _EPICS_EPOCH_S) * 1e9)
     return 0
-
-
-def _without_data(header: _Header) -> Rejected:
-    return Rejected(reason="truncated", detail=f"frame {header.number}: its data never came")

@@ -15,7 +15,7 @@ from typing import Any
 
 import cbor2
 
-from quietbeam_plugins.sources.payload import Bytes, RefusedError
+from quietbeam_plugins.sources.payload import Bytes, RefusedError, refuse_pickle
 
 SELF_DESCRIBED = b"\xd9\xd9\xf7"
 COMPRESSED = 56500
@@ -45,6 +45,8 @@ def read_map(part: Bytes) -> Mapping[str, Any]:
     Raises:
         RefusedError: Not exactly one well-formed and harmless map.
     """
+    if not is_cbor_map(part):
+        refuse_pickle(part)
     check(part)
     try:
         # No tag_hook: its signature changed in cbor2 6, and nothing here needs one.

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
@@ -18,10 +17,18 @@ from quietbeam.offline.capture import is_capture, read_capture
 from quietbeam.offline.series import Series, open_series
 from quietbeam_plugins.sources.array import Array
 from quietbeam_plugins.sources.dectris import Dectris
+from quietbeam_plugins.sources.jungfraujoch import Jungfraujoch
+from quietbeam_plugins.sources.karabo import Karabo
+from quietbeam_plugins.sources.odin import OdinLiveView
 from quietbeam_plugins.sources.series import stamped
+from quietbeam_plugins.sources.slsdetector import SlsDetector
+from quietbeam_plugins.sources.stins import Stins
 from quietbeam_plugins.sources.zmq_parts import StreamSource
 
 CAPTURE_SUFFIX = ".qbcap"
+_CAPTURED: tuple[type[StreamSource], ...] = (
+    Array, Dectris, Jungfraujoch, Karabo, OdinLiveView, SlsDetector, Stins,
+)  # fmt: skip
 _IDLE_S = 0.1
 _DEFAULT_RATE_HZ = 10.0
 
@@ -72,7 +79,7 @@ class Replay(SourcePlugin):
 
     def _captured_source(self, path: Path) -> StreamSource:
         """Give the source that wrote the capture, made to play it."""
-        sources: dict[Any, type[StreamSource]] = {"array": Array, "dectris": Dectris}
+        sources = {source.__name__.lower(): source for source in _CAPTURED}
         with read_capture(path) as capture:
             kind = capture.about.get("kind")
             if not isinstance(kind, str) or kind not in sources:

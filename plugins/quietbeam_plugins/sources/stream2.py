@@ -85,7 +85,14 @@ class Stream2:
         Raises:
             RefusedError: It cannot be accepted.
         """
-        message = read_map(part)
+        yield from self.read(read_map(part), received_ns)
+
+    def read(self, message: Mapping[str, Any], received_ns: int) -> Iterator[Event]:
+        """Take one message that was decoded already.
+
+        Raises:
+            RefusedError: It cannot be accepted.
+        """
         match message.get("type"):
             case "start":
                 yield from self._start(message, received_ns)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -43,6 +43,7 @@ _MAX_PARTS = 4096
 _RECONNECT_MS = (100, 1000)
 
 _REVIVE_AFTER_S = 0.5
+_SOCKETS = {"pull": zmq.PULL, "sub": zmq.SUB, "req": zmq.REQ}
 
 _LONGEST_PAUSE_S = 60.0
 _GIB = 1 << 30
@@ -72,6 +73,9 @@ Item = Part | Rejected | int | None
 
 class StreamSource(SourcePlugin):
     """Settings that every ZMQ source has."""
+
+    request: ClassVar[bytes] = b""
+    """What a server that wants to be asked for every message is asked with."""
 
     address: str
     """``tcp://host:port`` or ``ipc://path``; ``file:///x.qbcap`` plays a capture."""
@@ -129,6 +133,10 @@ class StreamSource(SourcePlugin):
             raise ValueError("CURVE needs bind = false: whoever sends decides who may connect")
         return self
 
+    def endpoints(self) -> list[str]:
+        """Give the addresses to connect to, or the one to listen on."""
+        return [self.address]
+
     @abstractmethod
     def decoder(self) -> Decoder:
         """Give a fresh decoder of this format."""
@@ -144,8 +152,8 @@ class StreamSource(SourcePlugin):
                 parts = self._played(stack)
             else:
                 socket = stack.enter_context(self._connected())
-                link = None if self.bind else _Link(socket, self.address)
-                parts = _received(socket, link)
+                link = None if self.bind else _Link(socket, self.endpoints())
+                parts = _received(socket, link, self.request)
             if self.tap is not None:
                 writer = stack.enter_context(_tap_file(self.tap, self._about(), self.tap_max_bytes))
                 parts = _tapped(parts, writer, required=self.tap_required)
@@ -162,9 +170,10 @@ class StreamSource(SourcePlugin):
     def _connected(self) -> Iterator[zmq.Socket[bytes]]:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
-            socket = context.socket(zmq.PULL if self.socket == "pull" else zmq.SUB)
+            socket = context.socket(_SOCKETS[self.socket])
             self._set_options(socket)
-            (socket.bind if self.bind else socket.connect)(self.address)
+            for address in self.endpoints():
+                (socket.bind if self.bind else socket.connect)(address)
         except ConfigError as error:
             context.destroy(linger=0)
             raise SourceError(f"{self.address}: {error}") from error
@@ -192,6 +201,8 @@ class StreamSource(SourcePlugin):
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
         if self.socket == "sub":
             socket.setsockopt(zmq.SUBSCRIBE, b"")
+        if self.socket == "req":
+            socket.setsockopt(zmq.REQ_RELAXED, 1)  # ask again where a server was restarted
         if self.curve_secret_key is not None and self.curve_server_key is not None:
             curve.become_client(socket, self.curve_secret_key, self.curve_server_key)
 
@@ -232,23 +243,33 @@ class _Link:
     itself because of a message beyond ``MAXMSGSIZE`` or a failed handshake.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], addresses: list[str]) -> None:
         self._socket = socket
-        self._address = address
+        self._addresses = addresses
         self._monitor = socket.get_monitor_socket()
-        self._lost_s: float | None = None
-        self._spoke = False
-        self._told_refused = False
+        self._lost_s: dict[str, float] = {}
+        self._spoke: set[str] = set()
+        self._new = self._told_refused = False
+
+    def is_new(self) -> bool:
+        """Tell, once for each, whether a connection was made since it was last asked."""
+        self._look()
+        new, self._new = self._new, False
+        return new
 
     def revive(self) -> Rejected | None:
         """Connect again if libzmq does not; tell so if a message was the cause."""
         self._look()
-        if self._lost_s is None or time.monotonic() < self._lost_s + _REVIVE_AFTER_S:
+        before_s = time.monotonic() - _REVIVE_AFTER_S
+        lost = next((one for one, lost_s in self._lost_s.items() if lost_s < before_s), None)
+        if lost is None:
             return None
-        spoke, self._spoke, self._lost_s = self._spoke, False, None
+        spoke = lost in self._spoke
+        self._spoke.discard(lost)
+        del self._lost_s[lost]
         with suppress(zmq.ZMQError):  # it may have forgotten the address by itself
-            self._socket.disconnect(self._address)
-        self._socket.connect(self._address)
+            self._socket.disconnect(lost)
+        self._socket.connect(lost)
         if not spoke:
             return None
         detail = "a message beyond max_frame_bytes, or no ZMQ at all: the connection was closed"
@@ -256,16 +277,20 @@ class _Link:
 
     def _look(self) -> None:
         while self._monitor.poll(0):
-            event = zmq.utils.monitor.recv_monitor_message(self._monitor)["event"]
+            message = zmq.utils.monitor.recv_monitor_message(self._monitor)
+            event, address = message["event"], message["endpoint"].decode(errors="replace")
+            if address not in self._addresses:  # libzmq may write it in another way
+                address = self._addresses[0]
             if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._spoke = True
+                self._spoke.add(address)
+                self._new = True
             elif event in _REFUSED and not self._told_refused:
                 self._told_refused = True
-                _log.warning("connection_refused", address=self._address, hint=_REFUSED_HINT)
+                _log.warning("connection_refused", address=address, hint=_REFUSED_HINT)
             if event in {zmq.Event.CONNECTED, zmq.Event.CONNECT_RETRIED}:
-                self._lost_s = None
+                self._lost_s.pop(address, None)
             elif event in _LOST:
-                self._lost_s = time.monotonic()
+                self._lost_s[address] = time.monotonic()
 
 
 _REFUSED = {zmq.Event.HANDSHAKE_FAILED_PROTOCOL, zmq.Event.HANDSHAKE_FAILED_AUTH}
@@ -273,9 +298,13 @@ _REFUSED_HINT = "the other side does not know our CURVE key, or one side does wi
 _LOST = {zmq.Event.DISCONNECTED, zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, *_REFUSED}
 
 
-def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
+def _received(socket: zmq.Socket[bytes], link: _Link | None, request: bytes) -> Iterator[Item]:
     number = 0  # of the next part in its message
+    asks = socket.type == zmq.REQ
     while True:
+        if asks and link is not None and link.is_new():
+            with suppress(zmq.Again):
+                socket.send(request, zmq.NOBLOCK)
         if not socket.poll(_POLL_MS):
             yield link and link.revive()
             continue
@@ -287,6 +316,9 @@ def _received(socket: zmq.Socket[bytes], link: _Link | None) -> Iterator[Item]:
         elif number == _MAX_PARTS:
             yield Rejected(reason="oversized", detail=f"a message of more than {number} parts")
         number = number + 1 if part.more else 0
+        if asks and not number:
+            with suppress(zmq.Again):  # it is asked again once it is back
+                socket.send(request, zmq.NOBLOCK)
 
 
 def _events(parts: Iterator[Item], decoder: Decoder) -> Iterator[Event | None]:

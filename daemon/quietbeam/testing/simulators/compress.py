@@ -11,6 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def packed(pixels: NDArray[Any], compression: Literal["none", "lz4", "bslz4"]) -> bytes:
+    """As they are, or with the framing of HDF5's filters."""
+    packers = {"none": lambda p: p.tobytes(), "lz4": lz4, "bslz4": bslz4}
+    return packers[compression](pixels)
+
+
 def bslz4(pixels: NDArray[Any]) -> bytes:
     """Bitshuffle and LZ4, with the 12-byte header of HDF5's filter."""
     return _dataset("bslz4", pixels.shape, pixels.dtype.str).compress(pixels)

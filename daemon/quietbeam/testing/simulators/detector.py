@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.offline.sender import Sender, ticks
 from quietbeam.testing.simulators.encoders import Encoder
+from quietbeam.testing.simulators.pva import PvaSender
 
 
 class Images(Protocol):
@@ -74,7 +75,7 @@ def simulated_run(
 def simulate(
     images: Images,
     encoder: Encoder,
-    sender: Sender,
+    sender: Sender | PvaSender,
     *,
     rate_hz: float,
     frames: int,

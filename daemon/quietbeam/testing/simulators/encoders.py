@@ -71,22 +71,22 @@ class DectrisV1:
         self._series += 1
         detail = "basic" if run.mask is None else "all"
         parts = [
-            _json(htype="dheader-1.0", series=self._series, header_detail=detail),
-            _json(**_v1_config(run)),
+            json_bytes(htype="dheader-1.0", series=self._series, header_detail=detail),
+            json_bytes(**_v1_config(run)),
         ]
         if run.mask is not None:
             shape = list(run.shape[::-1])
             flat = np.ones(run.shape, "<f4").tobytes()
             table = np.zeros((2, 4), "<f4").tobytes()
-            parts += [_json(htype="dflatfield-1.0", shape=shape, type="float32"), flat]
-            parts += [_json(htype="dpixelmask-1.0", shape=shape, type="uint32")]
+            parts += [json_bytes(htype="dflatfield-1.0", shape=shape, type="float32"), flat]
+            parts += [json_bytes(htype="dpixelmask-1.0", shape=shape, type="uint32")]
             parts += [run.mask.astype("<u4").tobytes()]
-            parts += [_json(htype="dcountrate_table-1.0", shape=[2, 4], type="float32"), table]
+            parts += [json_bytes(htype="dcountrate_table-1.0", shape=[2, 4], type="float32"), table]
         return self._grouped(parts)
 
     def frame(self, frame: Frame) -> list[Message]:
         """Four parts: announcement, description, pixels, times."""
-        pixels = _little_endian(frame.pixels)
+        pixels = little_endian(frame.pixels)
         bits = pixels.dtype.itemsize * 8
         encodings = {"none": "<", "lz4": "lz4<", "bslz4": f"bs{bits}-lz4<"}
         packers: Mapping[str, Callable[[NDArray[Any]], bytes]] = {
@@ -95,22 +95,24 @@ class DectrisV1:
             "bslz4": compress.bslz4,
         }
         blob = packers[self._compression](pixels)
-        description = _json(
+        description = json_bytes(
             htype="dimage_d-1.0",
             shape=list(pixels.shape[::-1]),
             type=pixels.dtype.name,
             encoding=encodings[self._compression],
             size=len(blob),
         )
-        times = _json(
+        times = json_bytes(
             htype="dconfig-1.0", start_time=frame.time_ns, stop_time=frame.time_ns, real_time=0
         )
-        announcement = _json(htype="dimage-1.0", series=self._series, frame=frame.index, hash="")
+        announcement = json_bytes(
+            htype="dimage-1.0", series=self._series, frame=frame.index, hash=""
+        )
         return self._grouped([announcement, description, blob, times])
 
     def end(self, end: RunEnd) -> list[Message]:  # noqa: ARG002  the format tells no reason
         """One part."""
-        return self._grouped([_json(htype="dseries_end-1.0", series=self._series)])
+        return self._grouped([json_bytes(htype="dseries_end-1.0", series=self._series)])
 
     def _grouped(self, parts: Message) -> list[Message]:
         return [[part] for part in parts] if self._flattened else [parts]
@@ -162,27 +164,28 @@ class DectrisV2:
             message |= {"pixel_mask": dict(zip(self._channels, coded, strict=True))}
             message |= {"pixel_mask_enabled": True}
         known = {key: value for key, value in message.items() if value is not None}
-        return self._message("start", known)
+        return self.message("start", known)
 
     def frame(self, frame: Frame) -> list[Message]:
         """One image message."""
-        start_time = [frame.time_ns * _CLOCK_HZ // 1_000_000_000, _CLOCK_HZ]
-        images = planes(_little_endian(frame.pixels))
+        return self.message("image", self.image(frame))
+
+    def image(self, frame: Frame) -> dict[str, Any]:
+        """What an image message says."""
+        images = planes(little_endian(frame.pixels))
         coded = [self._array(image, self._compression) for image in images]
-        return self._message(
-            "image",
-            {
-                "image_id": frame.index,
-                "start_time": start_time,
-                "data": dict(zip(self._channels, coded, strict=True)),
-            },
-        )
+        return {
+            "image_id": frame.index,
+            "start_time": [frame.time_ns * _CLOCK_HZ // 1_000_000_000, _CLOCK_HZ],
+            "data": dict(zip(self._channels, coded, strict=True)),
+        }
 
     def end(self, end: RunEnd) -> list[Message]:  # noqa: ARG002  the format tells no reason
         """The end message."""
-        return self._message("end", {})
+        return self.message("end", {})
 
-    def _message(self, kind: str, content: dict[str, Any]) -> list[Message]:
+    def message(self, kind: str, content: dict[str, Any]) -> list[Message]:
+        """Give a message of this series."""
         message = {"type": kind, **self._ids, **content}
         return [[cbor2.dumps(cbor2.CBORTag(55799, message))]]
 
@@ -213,10 +216,9 @@ class ArrayV1:
 
     def frame(self, frame: Frame) -> list[Message]:
         """Two parts."""
-        pixels = _little_endian(frame.pixels)
-        packers = {"none": lambda p: p.tobytes(), "lz4": compress.lz4, "bslz4": compress.bslz4}
+        pixels = little_endian(frame.pixels)
         encoding = "" if self._compression == "none" else self._compression
-        header = _json(
+        header = json_bytes(
             htype="array-1.0",
             shape=list(pixels.shape),
             type=pixels.dtype.name,
@@ -226,7 +228,7 @@ class ArrayV1:
             source="quietbeam",
             tags=[],
         )
-        return [[header, packers[self._compression](pixels)]]
+        return [[header, compress.packed(pixels, self._compression)]]
 
     def end(self, end: RunEnd) -> list[Message]:  # noqa: ARG002  the format has none
         """Nothing."""
@@ -242,7 +244,7 @@ class AdZmq(ArrayV1):
 
     def frame(self, frame: Frame) -> list[Message]:
         """Two parts."""
-        pixels = _little_endian(frame.pixels)
+        pixels = little_endian(frame.pixels)
         encoding = "" if self._compression == "none" else self._compression
         blob = pixels.tobytes()
         if self._compression == "lz4":
@@ -256,20 +258,6 @@ class AdZmq(ArrayV1):
             '"ndattr":{"ColorMode":0, "Temperature":nan}}'
         )
         return [[header.encode(), blob]]
-
-
-FORMATS: Mapping[str, Callable[[Compression], Encoder]] = {
-    "dectris-v1": DectrisV1,
-    "dectris-v1-flat": lambda compression: DectrisV1(compression, flattened=True),
-    "dectris-v2": DectrisV2,
-    "array-1.0": ArrayV1,
-    "adzmq": AdZmq,
-}
-
-
-def encoder(name: str, compression: Compression = "none") -> Encoder:
-    """Give the encoder of a format, one of ``FORMATS``."""
-    return FORMATS[name](compression)
 
 
 def _v1_config(run: RunStart) -> dict[str, Any]:
@@ -290,9 +278,11 @@ def _v1_config(run: RunStart) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _little_endian(pixels: NDArray[Any]) -> NDArray[Any]:
+def little_endian(pixels: NDArray[Any]) -> NDArray[Any]:
+    """In C order, least significant byte first."""
     return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("<"))
 
 
-def _json(**fields: Any) -> bytes:
+def json_bytes(**fields: Any) -> bytes:
+    """Give a JSON object."""
     return json.dumps(fields, separators=(",", ":")).encode()
