@@ -133,7 +133,8 @@ def _execute_ingest(arguments: argparse.Namespace) -> int:
 
     configure(level="warning", stream=sys.stderr)
     found = machine()
-    cases = list(product(ingest.FORMATS, ingest.COMPRESSIONS, arguments.size))
+    forms, compressions = ingest.FORMATS, ingest.COMPRESSIONS
+    cases = [(f, c, side) for f in forms for c in compressions for side in arguments.size]
     decoding, sockets = [], []
     with bar() as progress:
         for number, (form, compression, size_px) in enumerate(cases):
