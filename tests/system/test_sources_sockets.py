@@ -187,6 +187,41 @@ def test_a_detector_that_was_restarted_is_found_again():
     assert_whole_run(events[10:])
 
 
+def test_a_detector_that_finishes_and_leaves_while_we_are_behind_loses_nothing():
+    frames = 500
+    port, bound = [], threading.Event()
+
+    def send_and_leave():
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.set(zmq.SNDHWM, frames)
+            port.append(socket.bind_to_random_port("tcp://127.0.0.1"))
+            bound.set()
+            encoding = encoder("array-1.0")
+            for i in range(frames):
+                pixels = np.full((100, 100), i, "u2")
+                frame = Frame(run="a", index=i, time_ns=i, received_ns=0, pixels=pixels)
+                socket.send_multipart(encoding.frame(frame)[0])
+            socket.close(linger=60_000)
+
+    with running(send_and_leave):
+        assert bound.wait(10)
+        settings = Array(
+            address=f"tcp://127.0.0.1:{port[0]}",
+            receive_messages=8,
+            heartbeat_s=0.2,
+            run_timeout_s=5.0,
+        )
+        came = []
+        with settings.open() as stream:
+            for event in stream:
+                if isinstance(event, Frame):
+                    came.append(int(event.pixels[0, 0]))
+                    time.sleep(0.005)
+                if len(came) == frames or isinstance(event, RunEnd):
+                    break
+    assert came == list(range(frames))
+
+
 @pytest.mark.parametrize("form", hostile.FORMATS)
 def test_hostile_messages_over_a_socket_are_all_counted(form):
     cases = [case for case in hostile.corpus() if case.format == form]

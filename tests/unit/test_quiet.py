@@ -9,6 +9,7 @@ import torch
 from helpers.streams import noise
 from helpers.streams import stream as numpy_stream
 from quietbeam import EngineError
+from quietbeam.model.fuse import fuse
 from quietbeam.testing.imagined import expose, imagine
 from quietbeam_plugins.denoisers._filters import Blurs, fold, median_3x3, unfold
 from quietbeam_plugins.denoisers.quiet import (
@@ -189,6 +190,24 @@ class TestPrior:
         path.write_bytes(b"not weights")
         with pytest.raises(EngineError, match=r"prior\.safetensors"):
             Quiet(prior=False).build().load_prior(path)
+
+
+@pytest.mark.parametrize("gap", [0, 1])
+def test_a_preview_says_little_before_it_has_seen_enough(gap):
+    truth = 20 + 5 * torch.sin(torch.arange(48) / 5).expand(24, 48, 48)
+    net = Quiet(preview=True, prior=False, blind_frames=gap).build()
+    measured = truth + normal(24, 48, 48)
+    means, variances = stream(net, measured)
+    fused = np.stack(
+        [fuse(*(x.numpy() for x in one))[0] for one in zip(means, variances, measured, strict=True)]
+    )
+    errors = ((fused - truth.numpy()) ** 2).mean((1, 2))
+    assert errors[: 1 + gap] == pytest.approx(1, abs=0.1)  # nothing before: as measured
+    assert (errors[1 + gap :] < 0.8).all()
+    assert errors[12:].mean() < 0.3
+    told = variances.mean((1, 2)).numpy()
+    assert (told[: 1 + gap] > 100).all()
+    assert (np.diff(told[1 + gap : 7 + gap]) < 1e-6).all()
 
 
 class TestVariance:

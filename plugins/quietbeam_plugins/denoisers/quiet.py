@@ -53,6 +53,7 @@ _RARE = 0.002  # share of suddenly changed pixels below which training looks for
 _CHANGE = 5.0  # standard errors by which the memories must differ to be a change
 _TRUST = 0.5  # how far the logarithm of a variance may be off before anything is measured
 _CUTS = torch.linspace(0, 1, 17)[1:-1]  # quantiles of brightness between which noise is measured
+_NOTHING = 1e4  # times the variance: what is said of a frame before which none was seen
 _PREVIEWS = 0.25  # share of training steps that learn to do without later frames
 
 _SIZES = {"S": (4, (16, 24, 32)), "L": (16, (32, 48, 64))}  # features, channels of three scales
@@ -192,10 +193,12 @@ class QuietNet(nn.Module):
         folded = fold(without_spikes(frame, raw))
         new_maps, new_frames = [*maps, self.encode(folded, levels)], [*frames, folded]
         order = self.order(preview=self.preview)
-        shown = pick(new_maps, order), pick(new_frames, order)
+        shown = (pick(self.filled(images, seen), order) for images in (new_maps, new_frames))
         answer = self.estimate(*shown, memory, levels, preview=self.preview)
         memory = memory.absorb(frames[0], (seen >= k).to(frame.dtype))
         mean, variance = at_full_resolution(*answer, frame.shape)
+        if self.preview:
+            variance = variance * self.shortage(seen)
         kept = (levels, *new_maps[1:], *new_frames[1:], *raw[1:], frame, *memory, seen + 1)
         return mean, variance, kept
 
@@ -209,6 +212,24 @@ class QuietNet(nn.Module):
             shown = range(newest - 2 * self.reach, newest)
             return [*shown[::2], *shown[::-2]]
         return [*range(self.reach), *range(self.kept + 1 - self.reach, self.kept + 1)]
+
+    def filled(self, images: list[Tensor], seen: Tensor) -> list[Tensor]:
+        """At the start of a run a preview has too few frames: the oldest is shown again.
+
+        Without a preview, whoever streams shows mirrored frames before the first.
+        """
+        if not self.preview:
+            return images
+        filled = list(images)
+        newest = self.kept - self.gap - 1
+        for i in range(newest - 1, newest - 2 * self.reach, -1):
+            filled[i] = torch.where(seen >= self.kept - i, images[i], filled[i + 1])
+        return filled
+
+    def shortage(self, seen: Tensor) -> Tensor:
+        """Factor on a preview's variance while it has seen too few frames, or none."""
+        whole, own = 2.0 * self.reach, seen - self.gap
+        return torch.where(own > 0, whole / own.clamp(1.0, whole), torch.full_like(seen, _NOTHING))
 
     def encode(self, folded: Tensor, levels: Tensor) -> Tensor:
         """Give the features of a folded frame: (n, 4, h2, w2) -> (n, features, h2, w2)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -187,15 +188,18 @@ class StreamSource(SourcePlugin):
             context.destroy(linger=0)
 
     def _set_options(self, socket: zmq.Socket[bytes]) -> None:
-        heartbeat_ms = round(self.heartbeat_s * 1000)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, self.receive_messages)
         # A header with flat field and mask is larger than a frame.  This bounds
         # a part, not a multipart message: libzmq has no option for that.
         socket.setsockopt(zmq.MAXMSGSIZE, 2 * self.max_frame_bytes + (1 << 20))
-        socket.setsockopt(zmq.HEARTBEAT_IVL, heartbeat_ms)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * heartbeat_ms)
-        socket.setsockopt(zmq.HEARTBEAT_TTL, 3 * heartbeat_ms)
+        # Not ZMQ's heartbeats: one that meets a sender which has finished and left
+        # makes libzmq throw away what of its data is still unread.
+        every_s = math.ceil(self.heartbeat_s)
+        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, every_s)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, every_s)
+        socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
         socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS[0])
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MS[1])
