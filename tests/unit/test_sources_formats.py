@@ -227,6 +227,21 @@ def array_message(pixels, **header):
     return [json.dumps({**base, "frame": 0, **header}).encode(), pixels.tobytes()]
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4"])
+@pytest.mark.parametrize("shape", [(1, 5), (2, 3), (17, 23), (96, 128)])
+def test_bszstd_of_stream_v2_is_read(shape, dtype):
+    pixels = images(dtype, shape=shape)[0]
+    start, image = series("dectris-v2", [pixels], "bslz4")[:2]
+    message = cbor2.loads(image[0])
+    (channel,) = message["data"]
+    array = message["data"][channel].value[1]
+    blob = cbor2.CBORTag(56500, ["bszstd", pixels.itemsize, compress.bszstd(pixels)])
+    typed = cbor2.CBORTag(40, [list(shape), cbor2.CBORTag(array.tag, blob)])
+    changed = cbor2.dumps({**message, "data": {channel: typed}})
+    event = feed(decoder("dectris-v2"), [start, [changed]])[-1]
+    np.testing.assert_array_equal(event.pixels, pixels)
+
+
 @pytest.mark.parametrize("spelling", ["endianness", "endianess"])
 def test_big_endian_arrays_become_native(spelling):
     pixels = images(">u2")[0]

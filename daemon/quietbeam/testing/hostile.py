@@ -484,7 +484,12 @@ def _v2_compressed_cases() -> Cases:
     yield "elements of a size that is text", "compression", coded("bslz4", "2", packed)
     yield "an LZ4 bomb", "compression", coded("lz4", 0, _bomb(len(raw)))
     yield "an LZ4 bomb in bslz4", "compression", coded("bslz4", 2, _bomb(8192))
-    for name in ("bszstd", "trpx", "zlib", "", "bslz4\0"):
+    zstd = compress.bszstd(pixels(2))
+    yield "bszstd cut off", "compression", coded("bszstd", 2, zstd[:-40])
+    yield "bszstd without a header", "oversized", coded("bszstd", 2, zstd[12:])
+    yield "bslz4 that is called bszstd", "compression", coded("bszstd", 2, packed)
+    yield "bszstd that declares 2^40 bytes", "oversized", coded("bszstd", 2, huge)
+    for name in ("trpx", "zlib", "", "bslz4\0"):
         yield f"algorithm {name!r} of 2^40 bytes", "compression", coded(name, 2, huge)
     yield "an algorithm that is a number", "compression", coded(1, 2, packed)
     yield "elements of another size", "compression", coded("bslz4", 4, packed)

@@ -26,7 +26,7 @@ from quietbeam.core.events import Event, Rejected, RejectReason
 from quietbeam_plugins.sources.pickles import pickled_by
 
 Bytes = bytes | memoryview
-Codec = Literal["", "lz4", "bslz4", "zlib", "blosc"]
+Codec = Literal["", "lz4", "bslz4", "bszstd", "zlib", "blosc"]
 
 _DTYPES = {np.dtype(name).name for name in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")}
 _DTYPES |= {"float16", "float32", "float64"}
@@ -37,6 +37,7 @@ _CODECS: Mapping[str, Codec] = {
     "lz4hdf5": "lz4",
     "bslz4": "bslz4",
     "bitshuffle_lz4": "bslz4",
+    "bszstd": "bszstd",
     "zlib": "zlib",
     "blosc": "blosc",
 }
@@ -293,10 +294,12 @@ def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
         return _inflate(blob, size)
     if codec == "blosc":
         return _unblosc(blob, size)
-    if codec == "bslz4" and size < 8 * itemsize:
+    if codec in {"bslz4", "bszstd"} and size < 8 * itemsize:
         return _stored(blob, size)
     framed = len(blob) >= _HEADER.size and int.from_bytes(blob[:8], "big") == size
     skip = 0
+    if not framed and codec == "bszstd":
+        raise RefusedError("compression", f"bszstd: no header that declares {size} bytes")
     if not framed and codec == "bslz4":
         # libertem-dectris' simulator sends the header, but leaves it blank.
         blocks = blob[_HEADER.size :] if bytes(blob[: _HEADER.size]) == _BLANK else blob
@@ -316,7 +319,7 @@ def _stored(blob: Bytes, size: int) -> Bytes:
     """Bitshuffle leaves fewer than 8 items as they are, so that they may look like a header."""
     start = _HEADER.size if len(blob) >= _HEADER.size + size else 0
     if len(blob) < size:
-        raise RefusedError("truncated", f"bslz4: {len(blob)} bytes do not give {size}")
+        raise RefusedError("truncated", f"{len(blob)} bytes that are not compressed, of {size}")
     return blob[start : start + size]
 
 

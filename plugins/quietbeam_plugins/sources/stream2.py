@@ -245,12 +245,12 @@ def _compressed(value: Any, itemsize: int, size: int) -> tuple[Any, str]:
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise RefusedError("malformed", "tag 56500 is not [algorithm, element size, bytes]")
     algorithm, modifier, blob = value
-    if algorithm not in ("bslz4", "lz4"):  # no set: a list has no hash
-        detail = f"algorithm {algorithm!r:.60}; expected 'bslz4' or 'lz4'"
+    if algorithm not in ("bslz4", "bszstd", "lz4"):  # no set: a list has no hash
+        detail = f"algorithm {algorithm!r:.60}; expected 'bslz4', 'bszstd' or 'lz4'"
         raise RefusedError("compression", detail)
-    if algorithm == "bslz4" and modifier != itemsize:
+    if algorithm != "lz4" and modifier != itemsize:
         raise RefusedError(
-            "compression", f"bslz4 of {modifier!r:.20}-byte elements, not {itemsize}"
+            "compression", f"{algorithm} of {modifier!r:.20}-byte elements, not {itemsize}"
         )
     if isinstance(blob, bytes):
         declared = int.from_bytes(blob[:8], "big")

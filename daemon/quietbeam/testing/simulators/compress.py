@@ -22,6 +22,11 @@ def bslz4(pixels: NDArray[Any]) -> bytes:
     return _dataset("bslz4", pixels.shape, pixels.dtype.str).compress(pixels)
 
 
+def bszstd(pixels: NDArray[Any]) -> bytes:
+    """Bitshuffle and Zstandard, with the same header."""
+    return _dataset("bszstd", pixels.shape, pixels.dtype.str).compress(pixels)
+
+
 def lz4(pixels: NDArray[Any]) -> bytes:
     """LZ4 with the header of HDF5's filter: total, block size, then sized blocks."""
     return _dataset("lz4", pixels.shape, pixels.dtype.str).compress(pixels)
@@ -51,7 +56,11 @@ class _Dataset:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         name = f"{codec}-{shape}-{dtype}"
         file = h5py.File(name, "w", driver="core", backing_store=False)
-        filters = hdf5plugin.Bitshuffle() if codec == "bslz4" else hdf5plugin.LZ4(nbytes=size)
+        filters = {
+            "bslz4": hdf5plugin.Bitshuffle(),
+            "bszstd": hdf5plugin.Bitshuffle(cname="zstd"),
+            "lz4": hdf5plugin.LZ4(nbytes=size),
+        }[codec]
         self._dataset: Any = file.create_dataset("x", shape, dtype, chunks=shape, **filters)
         self._origin = (0,) * len(shape)
 
@@ -65,5 +74,7 @@ class _Dataset:
 
 
 @lru_cache(maxsize=8)
-def _dataset(codec: Literal["bslz4", "lz4"], shape: tuple[int, ...], dtype: str) -> _Dataset:
+def _dataset(
+    codec: Literal["bslz4", "bszstd", "lz4"], shape: tuple[int, ...], dtype: str
+) -> _Dataset:
     return _Dataset(codec, shape, dtype)
