@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+_Codec = Literal["bslz4", "bszstd", "lz4"]
+
+
 def packed(pixels: NDArray[Any], compression: Literal["none", "lz4", "bslz4"]) -> bytes:
     """As they are, or with the framing of HDF5's filters."""
     packers = {"none": lambda p: p.tobytes(), "lz4": lz4, "bslz4": bslz4}
