@@ -10,7 +10,6 @@ import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
-
 _Codec = Literal["bslz4", "bszstd", "lz4"]
 
 
