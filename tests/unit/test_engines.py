@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -272,3 +274,37 @@ def test_bf16_agrees_with_torch_to_one_percent(tiny, cache):
     for frame in series(8):
         mean, mean_ov = a(frame)[0], b(frame)[0]
         assert np.abs(mean - mean_ov).max() < 1e-2 * np.abs(mean).max()
+
+
+_LET_GO_ELSEWHERE = """
+import faulthandler, gc, signal, sys, threading
+from pathlib import Path
+from quietbeam.model.openvino_engine import OpenVinoEngine
+from quietbeam_plugins.denoisers.median import Median
+
+faulthandler.enable()  # as a test runner, or a daemon that is looked into, does
+signal.signal(signal.SIGHUP, lambda *_: print("reloading"))
+held = [OpenVinoEngine(Median().build(), (32, 32), cache=Path(sys.argv[1]))]
+
+
+def let_go():
+    held.clear()
+    gc.collect()
+
+
+thread = threading.Thread(target=let_go)
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGHUP)
+"""
+
+
+def test_a_signal_after_an_engine_was_let_go_in_another_thread_is_handled(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _LET_GO_ELSEWHERE, str(tmp_path)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (0, "reloading\n"), done.stderr

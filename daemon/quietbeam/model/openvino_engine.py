@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +23,20 @@ from quietbeam.model.torch_engine import check_weights, weights_of
 Precision = Literal["f32", "bf16"]
 
 
+@cache
+def _core() -> ov.Core:
+    """Give the one of this process; it is never let go.
+
+    The thread that loads OpenVINO's processor plugin gets another signal stack.
+    Unloading frees that memory, in whatever thread it happens, and the next
+    signal to the first thread (SIGTERM, say) would then kill the process.
+    """
+    return ov.Core()
+
+
 def has_bf16() -> bool:
     """Tell whether this processor computes in bf16; elsewhere it would be emulated, slowly."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def precision_for(asked: Literal["auto", "f32", "bf16"], denoiser: StreamingDenoiser) -> Precision:
@@ -207,7 +219,7 @@ class OpenVinoEngine:
 def _compile(
     path: Path, shapes: dict[str, tuple[int, ...]], precision: Precision, threads: int
 ) -> ov.CompiledModel:
-    core = ov.Core()
+    core = _core()
     model = core.read_model(path)
     model.reshape({name: list(dims) for name, dims in shapes.items()})
     settings = {
