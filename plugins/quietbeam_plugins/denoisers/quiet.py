@@ -193,8 +193,9 @@ class QuietNet(nn.Module):
         folded = fold(without_spikes(frame, raw))
         new_maps, new_frames = [*maps, self.encode(folded, levels)], [*frames, folded]
         order = self.order(preview=self.preview)
-        shown = (pick(self.filled(images, seen), order) for images in (new_maps, new_frames))
-        answer = self.estimate(*shown, memory, levels, preview=self.preview)
+        shown_maps = pick(self.filled(new_maps, seen), order)
+        shown_frames = pick(self.filled(new_frames, seen), order)
+        answer = self.estimate(shown_maps, shown_frames, memory, levels, preview=self.preview)
         memory = memory.absorb(frames[0], (seen >= k).to(frame.dtype))
         mean, variance = at_full_resolution(*answer, frame.shape)
         if self.preview:
