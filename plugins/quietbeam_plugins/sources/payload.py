@@ -23,7 +23,7 @@ from dectris.compression import decompress as dectris_decompress
 from numpy.typing import NDArray
 
 from quietbeam.core.events import Event, Rejected, RejectReason
-from quietbeam_plugins.sources.pickles import pickled_by
+from quietbeam_plugins.sources.pickles import who_pickled
 
 Bytes = bytes | memoryview
 Codec = Literal["", "lz4", "bslz4", "bszstd", "zlib", "blosc"]
@@ -91,7 +91,7 @@ def refuse_pickle(part: Bytes) -> None:
     Raises:
         RefusedError: It is one; the detail names who sends such.
     """
-    found = pickled_by(part)
+    found = who_pickled(part)
     if found is not None:
         raise RefusedError("unsafe", f"{found}; never loaded, because that runs code")
 

@@ -36,7 +36,7 @@ _KINDS = [
 _PATTERNS = [(re.compile(pattern, re.DOTALL), text) for pattern, text in _KINDS]
 
 
-def pickled_by(part: bytes | memoryview) -> str | None:
+def who_pickled(part: bytes | memoryview) -> str | None:
     """Say what sends such a part and what to do about it; None if it is no Python object."""
     start = bytes(part[:_LOOKED_AT])
     return next((text for pattern, text in _PATTERNS if pattern.match(start)), None)
