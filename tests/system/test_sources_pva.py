@@ -122,7 +122,7 @@ def test_a_channel_is_read_bit_exact_from_a_server(compression):
     search = free_port(socket.SOCK_DGRAM)
     conf = {"EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1", "EPICS_PVAS_SERVER_PORT": str(free_port())}
     conf |= {"EPICS_PVAS_BROADCAST_PORT": str(search), "EPICS_PVAS_AUTO_BEACON_ADDR_LIST": "NO"}
-    source = Pva(channel="test:image", servers=f"127.0.0.1:{search}", run_timeout_s=0.5)
+    source = Pva(channel="test:image", servers=f"127.0.0.1:{search}", run_timeout_s=2.0)
     with open_pva_sender("pva://test:image", **conf) as sender, source.open() as stream:
 
         def send():
