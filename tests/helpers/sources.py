@@ -29,3 +29,13 @@ def source(form, **settings):
 def decoder(form, **settings):
     """Its decoder; nothing is opened."""
     return source(form, address="tcp://127.0.0.1:1", **settings).decoder()
+
+
+def feed(running, messages, now_ns=0):
+    """Events of whole messages."""
+    return [
+        event
+        for message in messages
+        for number, part in enumerate(message)
+        for event in running.feed(part, now_ns, starts_message=number == 0)
+    ]

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from helpers import sources
+from helpers.sources import feed
 from quietbeam.core import records
 from quietbeam.core.encoding import decode, encode
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
@@ -21,16 +22,6 @@ _OTHER = RunStart(run="~recovery", shape=(16, 20), dtype=np.dtype("u2"), frames_
 
 def decoder(form):
     return sources.decoder(form, max_frame_bytes=MAX_FRAME_BYTES)
-
-
-def feed(running, messages, now_ns=0):
-    """Events of whole messages."""
-    return [
-        event
-        for message in messages
-        for number, part in enumerate(message)
-        for event in running.feed(part, now_ns, starts_message=number == 0)
-    ]
 
 
 def settled(running, messages):

@@ -16,6 +16,7 @@ import pytest
 from pydantic import PrivateAttr
 
 from helpers.daemons import started
+from helpers.waiting import until
 from quietbeam import Frame, RunEnd, RunStart, SinkPlugin
 from quietbeam.config import Named, load
 from quietbeam.core import ring
@@ -32,13 +33,6 @@ FRAMES = 40
 def image(number):
     rng = np.random.default_rng(number)
     return rng.poisson(40 + 20 * np.sin(np.arange(SHAPE[1]) / 5), SHAPE).astype(np.uint16)
-
-
-def until(true, seconds=30.0):
-    deadline_s = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 
 import cbor2
@@ -14,6 +13,7 @@ import pytest
 import zmq
 
 from helpers.daemons import free_port, get, running
+from helpers.waiting import until
 from quietbeam.core import ring
 from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
@@ -24,13 +24,6 @@ from quietbeam.testing.simulators import encoder, simulated_run
 from quietbeam_plugins.sources.dectris import Dectris
 
 IMAGES = np.random.default_rng(0).poisson(9, (16, 16, 16)).astype("u2")
-
-
-def wait_until(condition, what, timeout_s=30.0):
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"{what} did not come true"
-        time.sleep(0.005)
 
 
 def image(run, number):
@@ -88,7 +81,7 @@ def test_a_second_client_that_takes_frames_is_told_within_two_seconds(tmp_path):
         taking_in(Dectris(address=address), tmp_path / "ring") as (ledger, alarms),
         zmq.Context() as context,
     ):
-        wait_until(lambda: ledger.source().received >= 20, "whole stream")
+        until(lambda: ledger.source().received >= 20, what="whole stream")
         assert alarms.active() == {}
         with context.socket(zmq.PULL) as thief:
             thief.connect(address)
@@ -102,7 +95,7 @@ def test_a_second_client_that_takes_frames_is_told_within_two_seconds(tmp_path):
         told = alarms.active()["regular_gaps"]["message"]
         assert "only one frame of 2 comes" in told
         assert ledger.run()["source"]["missing"] >= 8
-        wait_until(lambda: not alarms.is_active("regular_gaps"), "end of the alarm")
+        until(lambda: not alarms.is_active("regular_gaps"), what="end of the alarm")
 
 
 @pytest.mark.parametrize("times", [6, pytest.param(100, marks=pytest.mark.slow)])

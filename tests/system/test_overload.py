@@ -16,6 +16,7 @@ import zmq
 from helpers.daemons import config_text, free_port, get, send_frames, started
 from helpers.overload import Gather, loaded, numbered, offer_as_plugin
 from helpers.recordings import sink_process
+from helpers.waiting import until
 from quietbeam.core.plugin import SinkPlugin
 from quietbeam.registry import find
 
@@ -23,13 +24,6 @@ Zmq = find("sinks", "zmq", SinkPlugin)
 ORDER = ["display", "training", "analyses", "denoising"]
 FRAME_S = 0.05
 """What the slow denoiser takes: it can do 20 frames a second."""
-
-
-def until(true, seconds=30.0):
-    deadline_s = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def assert_raw_is_complete(directory, frames):

@@ -13,7 +13,6 @@ skipped where it is not installed:
 import json
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -26,6 +25,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
+from helpers.daemons import free_port
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam_plugins.sources.dectris import Dectris
 from quietbeam_plugins.sources.karabo import Karabo
@@ -38,12 +38,6 @@ KARABO_PYTHON = shutil.which(os.environ.get("QUIETBEAM_KARABO_PYTHON", "karabo-p
 KARABO = shutil.which(os.environ.get("QUIETBEAM_KARABO_SIMULATOR", "karabo-bridge-server-sim"))
 PVAPY = shutil.which(os.environ.get("QUIETBEAM_PVAPY_SIMULATOR", "pvapy-ad-sim-server"))
 needs = pytest.mark.skipif
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

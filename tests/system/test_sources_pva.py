@@ -10,6 +10,7 @@ import hdf5plugin
 import numpy as np
 import pytest
 
+from helpers.daemons import free_port
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam.testing.simulators import encoder, simulate
 
@@ -19,12 +20,6 @@ from quietbeam.testing.simulators.pva import as_value, open_pva_sender
 from quietbeam_plugins.sources.pva import Pva
 
 IMAGES = np.random.default_rng(0).poisson(9, (6, 24, 40)).astype("u2")
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def value(pixels=IMAGES[0], blob=None, **about):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
+from helpers.daemons import free_port
 from helpers.sources import source
 from quietbeam.core.errors import SinkError, SourceError
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
@@ -301,11 +302,6 @@ def answer(process, code=0):
     out, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     return json.loads(out)
-
-
-def free_port():
-    with zmq.Context() as context, context.socket(zmq.PULL) as probe:
-        return probe.bind_to_random_port("tcp://127.0.0.1")
 
 
 @pytest.mark.slow

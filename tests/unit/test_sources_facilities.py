@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from helpers.sources import decoder
+from helpers.sources import decoder, feed
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam.testing.simulators import compress, encoder
 from quietbeam.testing.simulators.facilities import Jungfraujoch, Karabo, SlsDetector
@@ -17,15 +17,6 @@ from quietbeam_plugins.sources.slsdetector import SlsDetector as SlsSource
 
 SECOND = 1_000_000_000
 IMAGES = np.random.default_rng(0).poisson(7, (3, 24, 40)).astype("u2")
-
-
-def feed(running, messages, now_ns=0):
-    return [
-        event
-        for message in messages
-        for number, part in enumerate(message)
-        for event in running.feed(part, now_ns, starts_message=number == 0)
-    ]
 
 
 def run_start(**told):

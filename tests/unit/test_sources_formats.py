@@ -10,22 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from helpers.sources import decoder
+from helpers.sources import decoder, feed
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
 from quietbeam.testing.simulators import FORMATS, UNCOMPRESSED, compress, encoder
 from quietbeam_plugins.sources.payload import decompress
 
 SECOND = 1_000_000_000
 RNG = np.random.default_rng(0)
-
-
-def feed(running, messages, now_ns=0):
-    return [
-        event
-        for message in messages
-        for number, part in enumerate(message)
-        for event in running.feed(part, now_ns, starts_message=number == 0)
-    ]
 
 
 def run_start(pixels, **told):

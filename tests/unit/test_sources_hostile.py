@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.survival import FORMATS, assert_survives, decoder, feed, settled
+from helpers.sources import feed
+from helpers.survival import FORMATS, assert_survives, decoder, settled
 from quietbeam.core.events import Frame, Rejected, RejectReason, RunEnd, RunStart
 from quietbeam.testing import hostile
 from quietbeam.testing.hostile_damage import bits_turned, cut_off, small_series

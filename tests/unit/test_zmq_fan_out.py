@@ -3,8 +3,8 @@
 import json
 import socket as sockets
 import threading
-import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import cbor2
 import numpy as np
@@ -14,6 +14,7 @@ import zmq.auth
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from helpers import waiting
 from helpers.recordings import frame, result, run_end, run_start
 from quietbeam import Frame, RunStart, SinkError, SourceError, SourcePlugin
 from quietbeam.core.plugin import PacedSink, SinkPlugin
@@ -45,11 +46,7 @@ def consumer(address, kind=zmq.SUB, topic=b"", **options):
         context.destroy(linger=0)
 
 
-def until(true, seconds=10.0):
-    deadline_s = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+until = partial(waiting.until, seconds=10.0)
 
 
 def known(sink, subscribers, seconds=10.0):
@@ -59,7 +56,7 @@ def known(sink, subscribers, seconds=10.0):
         sink._welcome()
         return sink.subscribers == subscribers
 
-    until(there, seconds)
+    until(there, seconds=seconds)
 
 
 def received(socket, quiet_ms=300):

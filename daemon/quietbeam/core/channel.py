@@ -1,4 +1,4 @@
-"""The ways to cross a thread: every item counts, what a consumer gets, or only the newest."""
+"""The two ways to cross a thread: the writer waits for room, or gives up by a policy."""
 
 from __future__ import annotations
 
