@@ -21,12 +21,14 @@ from quietbeam.core.plugin import (
     CorrectionPlugin,
     DenoiserPlugin,
     InversionPlugin,
+    Measured,
+    Observation,
     RecordingSink,
     Sink,
     SinkPlugin,
     SourcePlugin,
 )
-from quietbeam.core.result import MetricSpec, Result
+from quietbeam.core.result import MapClass, MapSpec, MetricSpec, Result
 
 if TYPE_CHECKING:
     from quietbeam.offline.denoise import denoise as denoise
@@ -43,7 +45,11 @@ __all__ = [
     "Event",
     "Frame",
     "InversionPlugin",
+    "MapClass",
+    "MapSpec",
+    "Measured",
     "MetricSpec",
+    "Observation",
     "QuietbeamError",
     "RecordingSink",
     "Rejected",

@@ -1,5 +1,6 @@
 """The layout of recordings, the sink that writes them, and the reader."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers.recordings import frame, pixels, result, run_end, run_start
-from quietbeam import DataError, Frame, RunEnd, SinkError
+from quietbeam import DataError, Frame, MapClass, RunEnd, SinkError
 from quietbeam.core import recording as names
 from quietbeam.core.plugin import SinkPlugin
 from quietbeam.core.recording import Recorder, gaps
@@ -344,6 +345,36 @@ def test_metrics_that_were_not_declared_or_are_missing_do_no_harm(tmp_path):
     with Recording(finished.file) as recording:
         assert np.isnan(recording.metrics["quality.psnr_db"]).all()
         assert "other" not in recording.metrics
+
+
+def test_maps_are_kept_with_their_classes_and_what_was_not_measured_is_known(tmp_path):
+    phases = {"dtype": "uint8", "classes": [{"name": "gold", "colour": [212, 175, 55]}]}
+    metric = {"unit": "", "description": "share", "shape": [], "uncertainty": "optical.share_sd"}
+    maps = {"optical.phase": phases, "optical.charge": {"unit": "mV", "description": "of a pixel"}}
+    start = run_start()
+    start.metadata["quietbeam"].update(maps=maps, metrics={"optical.share": metric})
+    charge = pixels(1).astype(np.float32)
+    with sink_settings(tmp_path).open() as sink:
+        sink.start(start)
+        given = {"optical.charge": charge, "optical.phase": (pixels(1) % 2).astype(np.uint8)}
+        for index, found in enumerate([given, {}, {"undeclared": charge}, given]):
+            sink.write(dataclasses.replace(result(index), maps=found))
+        sink.stop(run_end())
+        (finished,) = sink.take_finished()
+    with Recording(finished.file) as recording:
+        assert set(recording.maps) == set(maps)
+        np.testing.assert_array_equal(recording.maps["optical.charge"][3], charge)
+        assert np.isnan(recording.maps["optical.charge"][1:3]).all()
+        assert not recording.maps["optical.phase"][1].any()
+        np.testing.assert_array_equal(recording.maps["optical.phase"][0], given["optical.phase"])
+        assert recording.map_spec("optical.phase").classes == (MapClass("gold", (212, 175, 55)),)
+        assert recording.map_spec("optical.charge").unit == "mV"
+        assert recording.uncertainty("metrics/optical.share") == "optical.share_sd"
+        with pytest.raises(DataError, match=r"no map other; there are .*optical\.phase"):
+            recording.map_spec("other")
+    with h5py.File(finished.file) as file:
+        assert file["entry/maps"].attrs["NX_class"] == "NXdata"
+        assert file["entry/maps/frame_id"][:].tolist() == [0, 1, 2, 3]
 
 
 def test_a_note_too_long_to_keep_is_cut_and_still_json(tmp_path):

@@ -1,5 +1,7 @@
 """Events and results through a ring, and the grammar of runs whatever was lost."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,21 @@ def test_frames_and_results_survive_the_ring(ring):
     np.testing.assert_array_equal(back.sd, given.sd)
     assert (back.model_version, back.denoiser, back.latency_s) == (2, "quiet", 0.01)
     assert back.metrics["quality.psnr_db"] == given.metrics["quality.psnr_db"]
+    np.testing.assert_array_equal(
+        back.metrics["statistics.profile"], given.metrics["statistics.profile"]
+    )
+
+
+def test_maps_survive_the_ring_beside_arrays(ring):
+    reader = RingReader(ring.path, "a")
+    maps = {"optical.phase": pixels(3).astype(np.uint8), "stxm.share": np.full((32, 48), 0.5, "f4")}
+    given = dataclasses.replace(result(6), maps=maps)
+    records.put(ring, given)
+    back = records.result(reader.read(0))
+    assert list(back.maps) == list(maps)
+    for name, image in maps.items():
+        np.testing.assert_array_equal(back.maps[name], image)
+        assert back.maps[name].dtype == image.dtype
     np.testing.assert_array_equal(
         back.metrics["statistics.profile"], given.metrics["statistics.profile"]
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from quietbeam.core.channel import Delivery
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.events import Event, Frame, RunEnd, RunStart
-from quietbeam.core.result import MetricSpec, Result
+from quietbeam.core.result import MapSpec, MetricSpec, Result
 
 Pixels = NDArray[np.float32]
 Valid = NDArray[np.bool_]
@@ -68,20 +69,62 @@ class DenoiserPlugin(Plugin):
         """Give a fresh ``torch.nn.Module`` that is a ``StreamingDenoiser``."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """One frame as an analysis of whole frames sees it; arrays are not to be written to.
+
+    All arrays have the shape of the run: (h, w), or (c, h, w) with several channels.
+
+    Attributes:
+        index: The detector's number of the frame.
+        time_ns: Detector clock.
+        clean: float32, corrected counts; NaN where a pixel is bad.
+        sd: float32, one standard deviation of ``clean``.
+        corrected: float32, the measured frame after all corrections, before denoising.
+        valid: bool, where ``corrected`` means something.
+        raw: As the detector gave it.
+        denoiser: Name of what made ``clean``.
+        model_version: As in ``Result``.
+    """
+
+    index: int
+    time_ns: int
+    clean: Pixels
+    sd: Pixels
+    corrected: Pixels
+    valid: Valid
+    raw: NDArray[Any]
+    denoiser: str = ""
+    model_version: int = 0
+
+
+Measured = Mapping[str, float | NDArray[Any]]
+"""What was measured on one frame: declared metrics and declared maps, by name."""
+
+
 class AnalysisPlugin(Plugin):
     """Measures something on clean frames.  Opened for every run."""
+
+    takes_frames: ClassVar[bool] = False
+    """Sees all channels of a frame at once, with the measured frame: an ``Observation``."""
 
     @abstractmethod
     def metrics(self) -> Mapping[str, MetricSpec]:
         """Declare every metric, by name, before the first frame."""
 
+    def maps(self) -> Mapping[str, MapSpec]:
+        """Declare every map, an image of the size of a frame, by names no metric has."""
+        return {}
+
     @abstractmethod
-    def open(
-        self, run: RunStart
-    ) -> AbstractContextManager[
-        Callable[[Pixels, Pixels], Mapping[str, float | NDArray[np.float64]]]
-    ]:
-        """Give a function of (clean, sd), each (h, w), to the declared metrics."""
+    def open(self, run: RunStart) -> AbstractContextManager[Callable[..., Measured]]:
+        """Give a function to the declared metrics and maps.
+
+        Its arguments are (clean, sd), each (h, w), once for each channel; or one
+        ``Observation`` where ``takes_frames``.  What it leaves out was not measured.  Where
+        it has an attribute ``message`` that is not None, an operator is shown it: why
+        numbers are missing or not to be trusted.
+        """
 
 
 class Sink(Protocol):

@@ -7,6 +7,7 @@ NeXus, one entry, two NXdata groups::
       clean/    data, data_errors (t,h,w)       float32, corrected counts; NaN where bad
                 with several channels (t,c,h,w), and channel (c) with their names
       metrics/  one dataset per metric (t, ...), aligned to clean/frame_id
+      maps/     one dataset per map (t,h,w), aligned likewise; fill values where not measured
       instrument/detector, instrument/beam      what stays the same during the run
       process/  program, configuration, weights, gate decisions, end, missing frames
 
@@ -32,13 +33,14 @@ from numpy.typing import NDArray
 
 from quietbeam.core.events import RunStart
 from quietbeam.core.plugin import RecordingSink
-from quietbeam.core.result import MetricSpec
+from quietbeam.core.result import MapClass, MapSpec, MetricSpec
 
 FORMAT = "quietbeam-recording-1"
 """Attribute ``quietbeam_format`` of ``/``: how a reader knows our files."""
 
 ENTRY = "/entry"
 RAW, CLEAN, METRICS = "/entry/raw", "/entry/clean", "/entry/metrics"
+MAPS = "/entry/maps"
 DETECTOR, BEAM, PROCESS = "/entry/instrument/detector", "/entry/instrument/beam", "/entry/process"
 DECISIONS, WEIGHTS, MISSING = f"{PROCESS}/decisions", f"{PROCESS}/weights", f"{PROCESS}/missing"
 DENOISERS, LEDGER = f"{PROCESS}/denoisers", f"{PROCESS}/ledger"
@@ -55,7 +57,7 @@ because the recorder was too slow; and cleaned frames written."""
 COMMITTED = f"{PROCESS}/committed"
 TABLES = {
     "raw": (RAW,),
-    "clean": (CLEAN, METRICS),
+    "clean": (CLEAN, METRICS, MAPS),
     "decisions": (DECISIONS,),
     "weights": (WEIGHTS,),
     "denoisers": (DENOISERS,),
@@ -73,7 +75,7 @@ class Column:
     """A dataset whose first axis grows; ``shape`` is that of one row.
 
     ``dtype`` "S..." is fixed-length UTF-8 text.  ``pixels`` asks for one
-    chunk per row and compression.
+    chunk per row and compression; ``fill`` stands where a row was not written.
     """
 
     dtype: np.dtype[Any]
@@ -81,6 +83,8 @@ class Column:
     unit: str = ""
     description: str = ""
     pixels: bool = False
+    fill: float = 0
+    attributes: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,8 +142,25 @@ def declared_metrics(run: RunStart) -> dict[str, MetricSpec]:
             unit=spec.get("unit", ""),
             description=spec.get("description", ""),
             shape=tuple(spec.get("shape", ())),
+            uncertainty=spec.get("uncertainty", ""),
         )
         for name, spec in declared.items()
+    }
+
+
+def declared_maps(run: RunStart) -> dict[str, MapSpec]:
+    """Read the maps that ``metadata["quietbeam"]["maps"]`` declares."""
+    return {
+        name: MapSpec(
+            unit=spec.get("unit", ""),
+            description=spec.get("description", ""),
+            dtype=spec.get("dtype", "float32"),
+            classes=tuple(
+                MapClass(one["name"], tuple(one["colour"])) for one in spec.get("classes", ())
+            ),
+            uncertainty=spec.get("uncertainty", ""),
+        )
+        for name, spec in _ours(run).get("maps", {}).items()
     }
 
 
@@ -157,6 +178,7 @@ def layout(run: RunStart, origin: Origin, *, raw: bool = True, clean: bool = Tru
     if clean:
         _clean(made, run)
         _metrics(made, declared_metrics(run))
+        _maps(made, declared_maps(run), run.shape[-2:])
     _instrument(made, run)
     _process(made, run, origin)
     return made
@@ -244,6 +266,7 @@ def _metrics(made: Layout, specs: Mapping[str, MetricSpec]) -> None:
             shape=spec.shape,
             unit=spec.unit,
             description=spec.description,
+            attributes=_uncertainty(spec),
         )
     scalars = [name.replace("/", ".") for name, spec in specs.items() if spec.shape == ()]
     attributes: dict[str, Value] = {"NX_class": "NXcollection"}
@@ -254,6 +277,41 @@ def _metrics(made: Layout, specs: Mapping[str, MetricSpec]) -> None:
             attributes["auxiliary_signals"] = scalars[1:]
     made.groups[METRICS] = attributes
     made.links |= {f"{METRICS}/{name}": f"{CLEAN}/{name}" for name in ("frame_id", "time")}
+
+
+def _maps(made: Layout, specs: Mapping[str, MapSpec], shape: tuple[int, ...]) -> None:
+    if not specs:
+        return
+    for name, spec in specs.items():
+        dtype = np.dtype(spec.dtype)
+        classes: dict[str, Value] = {}
+        if spec.classes:
+            classes["classes"] = [one.name for one in spec.classes]
+            classes["colours"] = np.array([one.colour for one in spec.classes], np.uint8)
+        made.columns[f"{MAPS}/{name.replace('/', '.')}"] = Column(
+            dtype=dtype,
+            shape=shape,
+            unit=spec.unit,
+            description=spec.description,
+            pixels=True,
+            fill=np.nan if dtype.kind == "f" else 0,
+            attributes=_uncertainty(spec) | classes,
+        )
+    found = [name.replace("/", ".") for name in specs]
+    made.groups[MAPS] = {
+        "NX_class": "NXdata",
+        "signal": found[0],
+        "axes": ["time", ".", "."],
+        "time_indices": [0],
+        "frame_id_indices": [0],
+    }
+    if found[1:]:
+        made.groups[MAPS]["auxiliary_signals"] = found[1:]
+    made.links |= {f"{MAPS}/{name}": f"{CLEAN}/{name}" for name in ("frame_id", "time")}
+
+
+def _uncertainty(spec: MetricSpec | MapSpec) -> dict[str, Value]:
+    return {"uncertainty": spec.uncertainty.replace("/", ".")} if spec.uncertainty else {}
 
 
 def _instrument(made: Layout, run: RunStart) -> None:

@@ -64,7 +64,9 @@ def _put_result(ring: RingWriter, item: Result) -> None:
         "scalars": scalars,
         "arrays": list(arrays),
     }
-    ring.write(Kind.FRAME, meta, item.clean, item.sd, *arrays.values())
+    if item.maps:
+        meta["maps"] = list(item.maps)
+    ring.write(Kind.FRAME, meta, item.clean, item.sd, *arrays.values(), *item.maps.values())
 
 
 def run_start(record: Record) -> RunStart:
@@ -96,9 +98,10 @@ def result(record: Record) -> Result:
     """Read a FRAME record of the clean ring; it carries no raw pixels."""
     meta = dict(record.meta)
     scalars, names = meta.pop("scalars"), meta.pop("arrays")
-    metrics = scalars | dict(zip(names, record.arrays[2:], strict=True))
-    clean, sd = record.arrays[:2]
-    return Result(clean=clean, sd=sd, raw=None, metrics=metrics, **meta)
+    clean, sd, *arrays = record.arrays
+    metrics = scalars | dict(zip(names, arrays, strict=False))
+    maps = dict(zip(meta.pop("maps", ()), arrays[len(names) :], strict=True))
+    return Result(clean=clean, sd=sd, raw=None, metrics=metrics, maps=maps, **meta)
 
 
 class RunReader:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from quietbeam.core.result import MetricSpec
+from quietbeam.core.result import MapSpec, MetricSpec
 from quietbeam.model.stabilise import NoiseModel
 
 _TRUSTED, _ERROR, _CORRELATION = (
@@ -22,16 +22,22 @@ _TRUSTED, _ERROR, _CORRELATION = (
     "quality.correlation_",
 )
 
+Spec = TypeVar("Spec", MetricSpec, MapSpec)
+
 
 def named_for(metric: str, channel: str) -> str:
     """Name of a metric of one channel; ``channel`` is "" where there is only one."""
     return f"{metric}.{channel}" if channel else metric
 
 
-def specs_for(specs: Mapping[str, MetricSpec], channels: Sequence[str]) -> dict[str, MetricSpec]:
-    """Describe the metrics of each channel; none where there is only one."""
+def specs_for(specs: Mapping[str, Spec], channels: Sequence[str]) -> dict[str, Spec]:
+    """Describe the metrics or maps of each channel; none where there is only one."""
     return {
-        named_for(name, channel): replace(spec, description=f"{spec.description}, {channel}")
+        named_for(name, channel): replace(
+            spec,
+            description=f"{spec.description}, {channel}",
+            uncertainty=spec.uncertainty and named_for(spec.uncertainty, channel),
+        )
         for channel in channels
         for name, spec in specs.items()
     }

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quietbeam.core import recording as names
 from quietbeam.core.errors import DataError
 from quietbeam.core.events import RunStart
+from quietbeam.core.result import MapClass, MapSpec
 from quietbeam.offline.repair import Node, open_ours, table, text
 
 
@@ -199,6 +200,41 @@ class Recording:
             for name in self._file[names.METRICS]
             if name not in links
         }
+
+    @property
+    def maps(self) -> dict[str, Frames]:
+        """By name: (t, h, w) images for the cleaned frames; fill values where not measured."""
+        group = self._file.get(names.MAPS, {})
+        return {
+            name: self._frames(f"{names.MAPS}/{name}", "clean")
+            for name in group
+            if name not in {"frame_id", "time"}
+        }
+
+    def map_spec(self, name: str) -> MapSpec:
+        """Say what a map is.
+
+        Raises:
+            DataError: There is no such map.
+        """
+        item = self._file.get(f"{names.MAPS}/{name}")
+        if item is None:
+            raise DataError(f"{self.path}: there is no map {name}; there are {list(self.maps)}")
+        attributes = item.attrs
+        classes = zip(attributes.get("classes", ()), attributes.get("colours", ()), strict=True)
+        return MapSpec(
+            unit=str(attributes.get("units", "")),
+            description=str(attributes.get("description", "")),
+            dtype=item.dtype.name,
+            classes=tuple(
+                MapClass(text(one), (int(rgb[0]), int(rgb[1]), int(rgb[2]))) for one, rgb in classes
+            ),
+            uncertainty=str(attributes.get("uncertainty", "")),
+        )
+
+    def uncertainty(self, path: str) -> str:
+        """Name of the metric or map that is the s.d. of this one, "" if there is none."""
+        return str(self._file[f"{names.ENTRY}/{path}"].attrs.get("uncertainty", ""))
 
     def unit(self, path: str) -> str:
         """Give the unit of a column, "" if it has none."""

@@ -35,7 +35,9 @@ from quietbeam.registry import find
 
 _METRICS = {
     "quality.psnr_estimated_db": MetricSpec(
-        "dB", "Estimated PSNR of the clean frames, of all together"
+        "dB",
+        "Estimated PSNR of the clean frames, of all together",
+        uncertainty="quality.psnr_error_db",
     ),
     "quality.psnr_error_db": MetricSpec("dB", "Standard error of the estimated PSNR"),
     "quality.psnr_raw_db": MetricSpec("dB", "Estimated PSNR of the raw frames, of all together"),
@@ -321,7 +323,12 @@ def _run_start(parts: Sequence[_Part], settings: Mapping[str, Any]) -> RunStart:
         "config_sha256": sha256(text.encode()).hexdigest(),
         "name": "denoise",
         "metrics": {
-            name: {"unit": spec.unit, "description": spec.description, "shape": []}
+            name: {
+                "unit": spec.unit,
+                "description": spec.description,
+                "shape": [],
+                "uncertainty": spec.uncertainty,
+            }
             for name, spec in (_METRICS | specs_for(_METRICS, channels)).items()
         },
     }

@@ -2,78 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Sequence
 
 import structlog
-from numpy.typing import NDArray
 
 from quietbeam.config import Named
 from quietbeam.core.events import RunStart
 from quietbeam.core.ledger import Ledger
-from quietbeam.core.planes import planes
-from quietbeam.core.plugin import AnalysisPlugin, Pixels
-from quietbeam.core.result import MetricSpec
-from quietbeam.model.channels import named_for, specs_for
-
-Measure = Callable[[Pixels, Pixels], Mapping[str, Any]]
+from quietbeam.core.plugin import AnalysisPlugin, Observation
+from quietbeam.core.result import MapSpec, MetricSpec
+from quietbeam.model.measure import Measure, Measurements, map_specs, metric_specs
 
 
 class Analyses:
     """All analyses of the configuration over one run after the other.
 
-    With several channels each analysis measures every channel by itself.
+    One that takes whole frames sees all channels at once; any other measures
+    every channel by itself.
     """
 
     def __init__(self, plugins: Sequence[Named[AnalysisPlugin]], ledger: Ledger) -> None:
-        self._plugins, self._ledger = plugins, ledger
-        self._stack = ExitStack()
-        self._running: dict[tuple[str, str, int], Measure] = {}  # analysis, channel, its number
+        self._plugins = [(named.name, named.plugin) for named in plugins]
+        self._measure = Measure(self._plugins, self._failed)
+        self._ledger = ledger
         self._log = structlog.get_logger(stage="analyse")
 
     def specs(self, channels: Sequence[str] = ()) -> dict[str, MetricSpec]:
-        """Every metric, as ``analysis.name``, or as ``analysis.name.channel`` of each channel."""
-        plain = {
-            f"{named.name}.{metric}": spec
-            for named in self._plugins
-            for metric, spec in named.plugin.metrics().items()
-        }
-        return specs_for(plain, channels) if channels else plain
+        """Every metric, by its whole name."""
+        return metric_specs(self._plugins, channels)
+
+    def maps(self, channels: Sequence[str] = ()) -> dict[str, MapSpec]:
+        """Every map, by its whole name."""
+        return map_specs(self._plugins, channels)
+
+    def states(self) -> dict[str, dict[str, str | None]]:
+        """Say of each analysis whether it is on, and why not; from any thread."""
+        return self._measure.states()
 
     def start(self, run: RunStart) -> None:
-        """Open every analysis for every channel of a run."""
-        names = run.channels or ("",)
-        for named in self._plugins:
-            for number, (channel, plane) in enumerate(zip(names, run.planes(), strict=True)):
-                try:
-                    measure = self._stack.enter_context(named.plugin.open(plane))
-                except Exception as error:  # noqa: BLE001 - a plugin's fault must not stop the beam
-                    self._fail(named.name, error)
-                else:
-                    self._running[named.name, channel, number] = measure
+        """Open every analysis for a run."""
+        self._measure.start(run)
 
-    def measure(self, clean: Pixels, sd: Pixels) -> dict[str, float | NDArray[Any]]:
-        """Measure one clean frame, counts and their s.d., (h, w) or (c, h, w) each."""
-        metrics: dict[str, float | NDArray[Any]] = {}
-        images = list(zip(planes(clean), planes(sd), strict=True))
-        for key, measure in list(self._running.items()):
-            name, channel, number = key
-            try:
-                measured = measure(*images[number])
-            except Exception as error:  # noqa: BLE001 - as above
-                self._running.pop(key)
-                self._fail(name, error)
-            else:
-                found = {f"{name}.{metric}": value for metric, value in measured.items()}
-                metrics |= {named_for(metric, channel): value for metric, value in found.items()}
-        return metrics
+    def measure(self, seen: Observation) -> Measurements:
+        """Measure one frame."""
+        return self._measure(seen)
 
     def stop(self) -> None:
         """The run is over."""
-        self._running.clear()
-        self._stack.close()
+        self._measure.stop()
 
-    def _fail(self, name: str, error: Exception) -> None:
+    def _failed(self, name: str, error: Exception) -> None:
         self._ledger.note("analysis_failures", name)
         self._log.error("analysis_switched_off", analysis=name, error=repr(error))

@@ -9,20 +9,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from quietbeam.core.channel import Channel
 from quietbeam.core.events import RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.planes import stacked
+from quietbeam.core.plugin import Observation
 from quietbeam.core.result import Result
 from quietbeam.model.channels import joined_figures, joined_notices
 from quietbeam.model.clean import Estimate, to_counts
 from quietbeam.model.correct import Float
+from quietbeam.model.measure import Measurements
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.pipeline.analyse import Analyses
 from quietbeam.pipeline.live import Model
@@ -147,11 +147,7 @@ class Finish:
 
     def _finish(self, item: Estimated) -> None:
         clean, sd, figures = self._back_to_counts(item)
-        metrics: dict[str, float | NDArray[Any]] = {**figures}
-        if self._shed.gives_up("analyses"):
-            self._ledger.note("shed", "analyses")
-        else:
-            metrics |= self._analyses.measure(clean, sd)
+        found = self._measure(item, clean, sd)
         frame = item.estimate.prepared.frame
         latency = (time.monotonic_ns() - frame.received_ns) / 1e9
         self._publish(
@@ -163,7 +159,8 @@ class Finish:
                 clean=clean,
                 sd=sd,
                 raw=frame.pixels,
-                metrics=metrics,
+                metrics={**figures, **found.metrics},
+                maps=found.maps,
                 denoiser=item.model.denoiser,
                 model_version=item.model.version,
                 latency_s=latency,
@@ -173,6 +170,25 @@ class Finish:
         self.latencies.append(latency)
         self.observe_latency(latency)
         self.live, self.last_figures = item.model, figures
+
+    def _measure(self, item: Estimated, clean: Float, sd: Float) -> Measurements:
+        if self._shed.gives_up("analyses"):
+            self._ledger.note("shed", "analyses")
+            return Measurements()
+        prepared = item.estimate.prepared
+        return self._analyses.measure(
+            Observation(
+                index=prepared.frame.index,
+                time_ns=prepared.frame.time_ns,
+                clean=clean,
+                sd=sd,
+                corrected=prepared.pixels,
+                valid=prepared.valid,
+                raw=prepared.frame.pixels,
+                denoiser=item.model.denoiser,
+                model_version=item.model.version,
+            )
+        )
 
     def _back_to_counts(self, item: Estimated) -> tuple[Float, Float, dict[str, float]]:
         """New stabilisers mean that all figures begin anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Pipeline:
         self.observe: Callable[[str, float], None] = lambda _stage, _seconds: None
         self.calibration: dict[str, Any] | None = None
         self.networks = Networks(config)
-        analyses = Analyses(config.analyses, ledger)
+        self._analyses = analyses = Analyses(config.analyses, ledger)
         self.shed = Shed()
         light = [(n, s) for n, s in enumerate(config.sinks) if not s.plugin.own_process]
         self._light, outlets = light_sinks(light, rings.raw.path, self.shed, ledger)
@@ -159,6 +159,7 @@ class Pipeline:
             },
             "calibration": self.calibration,
             "backlog": self._denoise.backlog,
+            "analyses": self._analyses.states(),
             "message": self._message(),
             "heartbeat_age_s": {
                 "ingest": (time.monotonic_ns() - self._ingest.heartbeat_ns) / 1e9,
@@ -290,9 +291,15 @@ def run_metadata(
         "config": config.text,
         "config_sha256": config.sha256,
         "metrics": {
-            name: {"unit": s.unit, "description": s.description, "shape": list(s.shape)}
+            name: {
+                "unit": s.unit,
+                "description": s.description,
+                "shape": list(s.shape),
+                **({"uncertainty": s.uncertainty} if s.uncertainty else {}),
+            }
             for name, s in specs.items()
         },
+        "maps": {name: asdict(spec) for name, spec in analyses.maps(channels).items()},
     }
 
 

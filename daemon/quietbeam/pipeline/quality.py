@@ -26,7 +26,9 @@ _AXES = {
 }
 
 SPECS = {
-    "quality.psnr_estimated_db": MetricSpec("dB", "Estimated PSNR of the clean frames"),
+    "quality.psnr_estimated_db": MetricSpec(
+        "dB", "Estimated PSNR of the clean frames", uncertainty="quality.psnr_error_db"
+    ),
     "quality.psnr_error_db": MetricSpec("dB", "Standard error of the estimated PSNR"),
     "quality.psnr_raw_db": MetricSpec("dB", "Estimated PSNR of the raw frames"),
     "quality.trusted": MetricSpec(

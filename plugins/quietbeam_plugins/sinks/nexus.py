@@ -101,9 +101,11 @@ def _column(file: Node, name: str, column: Column, compression: Compression) -> 
         maxshape=(None, *column.shape),
         chunks=(rows, *column.shape),
         dtype=dtype,
+        **({"fillvalue": column.fill} if column.fill else {}),
         **(_filter(compression) if column.pixels else {}),
     )
     _describe(item, column.unit, column.description)
+    item.attrs.update(column.attributes)
 
 
 def _slot(file: Node, name: str, slot: Slot) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quietbeam.core import recording as names
 from quietbeam.core.errors import DataError
@@ -59,7 +60,8 @@ class _Table:
         for name, array in pixels.items():
             item = self._columns[name]
             item.resize(at + 1, axis=0)
-            item[at] = array
+            if array is not None:
+                item[at] = array
         self._pending.append(row)
 
     def commit(self) -> None:
@@ -92,7 +94,8 @@ class Segment:
         self._tables = {name: _Table(file, groups) for name, groups in names.TABLES.items()}
         self.number = int(file[f"{names.PROCESS}/segment"][()])
         self._denoisers = [text(name) for name in file[names.DENOISERS][:]]
-        self._metrics = _metric_shapes(file)
+        self._metrics = _row_shapes(file, names.METRICS)
+        self._maps = _row_shapes(file, names.MAPS)
         self._syncer = _Syncer(self._descriptor)
 
     @classmethod
@@ -168,8 +171,9 @@ class Segment:
             fits = value.shape == shape
             row[f"{names.METRICS}/{name}"] = value if fits else np.full(shape, np.nan)
         pixels = {"data": result.clean, "data_errors": result.sd}
-        self._tables["clean"].append(row, pixels)
-        self.unflushed_bytes += result.clean.nbytes + result.sd.nbytes
+        maps = {f"{names.MAPS}/{name}": _map(result, name, s) for name, s in self._maps.items()}
+        self._tables["clean"].append(row, pixels | maps)
+        self.unflushed_bytes += sum(a.nbytes for a in (*pixels.values(), *result.maps.values()))
 
     def note(self, note: str) -> None:
         """Keep a gate decision; a promotion also enters the table of weights."""
@@ -279,8 +283,14 @@ class _Syncer:
         self.synced = frames
 
 
-def _metric_shapes(file: Node) -> dict[str, tuple[int, ...]]:
-    prefix = names.METRICS + "/"
+def _map(result: Result, name: str, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Give the map to write; None leaves the fill value: it was not measured."""
+    image = result.maps.get(name)
+    return image if image is not None and image.shape == shape else None
+
+
+def _row_shapes(file: Node, group: str) -> dict[str, tuple[int, ...]]:
+    prefix = group + "/"
     items = table(file, names.TABLES["clean"])  # gives the links under their first name only
     return {
         item.name.removeprefix(prefix): item.shape[1:]
