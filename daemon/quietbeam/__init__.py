@@ -21,12 +21,14 @@ from quietbeam.core.plugin import (
     CorrectionPlugin,
     DenoiserPlugin,
     InversionPlugin,
+    Link,
     Measured,
     Observation,
     RecordingSink,
     Sink,
     SinkPlugin,
     SourcePlugin,
+    ViewSink,
 )
 from quietbeam.core.result import MapClass, MapSpec, MetricSpec, Result
 
@@ -45,6 +47,7 @@ __all__ = [
     "Event",
     "Frame",
     "InversionPlugin",
+    "Link",
     "MapClass",
     "MapSpec",
     "Measured",
@@ -62,6 +65,7 @@ __all__ = [
     "SourceError",
     "SourcePlugin",
     "StreamingDenoiser",
+    "ViewSink",
     "denoise",
 ]
 

@@ -8,7 +8,7 @@ takes it back: ``with plugin.open() as running: ...``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from quietbeam.core.channel import Delivery
 from quietbeam.core.denoiser import StreamingDenoiser
+from quietbeam.core.errors import SinkError
 from quietbeam.core.events import Event, Frame, RunEnd, RunStart
 from quietbeam.core.result import MapSpec, MetricSpec, Result
 
@@ -203,6 +204,80 @@ class SinkPlugin(Plugin):
     @abstractmethod
     def open(self) -> AbstractContextManager[Sink]:
         """Give a sink; on exit everything written is flushed."""
+
+
+class Link(Protocol):
+    """What a view is connected to the daemon by; outlives the daemon and finds its successor."""
+
+    @property
+    def stopping(self) -> bool:
+        """The view must come to its end now."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """A daemon lives and has spoken within the last 1.5 s."""
+        ...
+
+    def poll(self, timeout_s: float) -> Sequence[RunStart | RunEnd | Frame | Result]:
+        """Give what has come from both rings, in order of arrival within each; wait if nothing.
+
+        A start is given once, by the ring that tells it first; an end when the
+        cleaned frames are over.  A slow view misses frames, which are counted.
+        Called from one thread.
+        """
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Give the newest snapshot of the daemon, as /api/v1/status does; {} before the first."""
+        ...
+
+    def command(self, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have the daemon carry out one of its commands; from any thread.
+
+        Raises:
+            QuietbeamError: It was refused, failed, or nobody answers; the message says why.
+        """
+        ...
+
+    def account(self, **counts: int) -> None:
+        """Add frames that this view gave up, by reason; from any thread."""
+        ...
+
+
+class ViewSink(SinkPlugin):
+    """Serves clients (a control system, browsers) from a process that outlives the daemon.
+
+    The process ends when the daemon stops in an orderly way, and ``linger_s``
+    after a daemon that died without a successor.
+    """
+
+    own_process: ClassVar[bool] = True
+
+    linger_s: float = Field(default=300.0, gt=0)
+    """How long clients are still served after the daemon has died, waiting for its successor."""
+
+    @property
+    def clean_backlog(self) -> int:
+        """Cleaned frames that may wait; of more only the newest are given.  0: none are wanted."""
+        return 64
+
+    @property
+    def raw_backlog(self) -> int:
+        """The same for raw frames."""
+        return 16
+
+    @abstractmethod
+    def serve(self, link: Link) -> None:
+        """Serve clients until ``link.stopping``."""
+
+    def open(self) -> AbstractContextManager[Sink]:
+        """Refuse: a view is served.
+
+        Raises:
+            SinkError: Always.
+        """
+        raise SinkError(f"{type(self).__name__} is a view: it is served, not opened")
 
 
 class InversionPlugin(Plugin):

@@ -12,6 +12,7 @@ import structlog
 from quietbeam.core.ledger import RUNS_KEPT, Ledger, StageCount
 from quietbeam.core.ring import RingWriter
 from quietbeam.service.outputs import OutputProcess
+from quietbeam.service.views import View
 
 STREAMS = ("raw", "clean")
 _PATIENCE_S = 60.0
@@ -46,6 +47,25 @@ def _output_account(output: OutputProcess, stream: str, ring: RingWriter) -> Sta
         if reason.startswith(_CLEAN) == (stream == "clean"):
             count.dropped[reason.removeprefix(_CLEAN)] += frames
     return count
+
+
+def views_account(
+    views: Mapping[str, View], rings: Mapping[str, RingWriter]
+) -> dict[str, dict[str, Any]]:
+    """Give the accounts of views, as ``NAME:raw`` and ``NAME:clean``.
+
+    They begin when a view first reads a ring; what it passed over to keep up
+    with the stream, or never wanted, is ``skipped``.
+    """
+    accounts = {}
+    for stream, ring in rings.items():
+        for reader in ring.readers():
+            if reader.name in views:
+                received = reader.read + reader.lost + reader.skipped + reader.in_flight
+                count = StageCount(received, reader.read)
+                count.dropped.update({"overrun": reader.lost, "skipped": reader.skipped})
+                accounts[f"{reader.name}:{stream}"] = count.as_dict()
+    return accounts
 
 
 class RunLog:

@@ -16,6 +16,7 @@ import structlog
 from quietbeam.config import Config
 from quietbeam.core.errors import ConfigError
 from quietbeam.core.ledger import Ledger
+from quietbeam.core.plugin import ViewSink
 from quietbeam.core.ring import RingWriter
 from quietbeam.model.engines import cache_directory
 from quietbeam.pipeline.pipeline import Pipeline, Rings
@@ -37,12 +38,15 @@ from quietbeam.service.supervise import Child
 from quietbeam.service.systemd import Notifier
 from quietbeam.service.telemetry import Telemetry
 from quietbeam.service.training import TRAINER_PROCESS, Decision, Trainer
+from quietbeam.service.view_socket import to_json
+from quietbeam.service.views import View
 
 MIB = 1 << 20
 START_S = 60.0
 """An output that is not ready by then is left to its supervisor; frames flow meanwhile."""
 _TICK_S = 0.5
 _TRAINER_STOP_S = 4.0
+_VIEW_STOP_S = 4.0
 _CLOSE_S = 1.0  # kept back of the drain time for closing what is left
 _EX_CONFIG = 78
 
@@ -127,6 +131,7 @@ class Daemon:
         self._rings: dict[str, RingWriter] = dict(zip(("raw", "clean"), rings, strict=True))
         self._pipeline = Pipeline(config, Rings(*rings), self._ledger)
         self._outputs = self._make_outputs()
+        self._views = self._make_views()
         self._trainable = config.denoiser.plugin.build().trainable
         self._trainer = Trainer(
             self._trainer_init(), config.trainer.threads, self._decided, self._argv[1]
@@ -142,6 +147,8 @@ class Daemon:
             rings=self._rings,
             ring_bytes=self._ring_bytes,
             outputs=self._outputs,
+            views=self._views,
+            generation=self._runtime.generation,
             trainer=self._trainer,
             model=self._model,
             threads=self._threads,
@@ -151,11 +158,23 @@ class Daemon:
     def _make_outputs(self) -> dict[str, OutputProcess]:
         outputs = {}
         for number, sink in enumerate(self.config.sinks):
-            if sink.plugin.own_process:
+            if sink.plugin.own_process and not isinstance(sink.plugin, ViewSink):
                 name = f"{sink.name}.{number}"
                 paths = (self._rings["raw"].path, self._rings["clean"].path)
                 outputs[name] = OutputProcess(name, sink, *paths, self._argv[0])
         return outputs
+
+    def _make_views(self) -> dict[str, View]:
+        paths = {kind: ring.path for kind, ring in self._rings.items()}
+        named = {f"{sink.name}.{number}": sink for number, sink in enumerate(self.config.sinks)}
+        return {
+            name: View(name, sink, self._runtime.path, paths, self._command)
+            for name, sink in named.items()
+            if isinstance(sink.plugin, ViewSink)
+        }
+
+    async def _command(self, name: str, arguments: Mapping[str, Any], who: str) -> Any:
+        return await self._control.run(name, arguments, who)
 
     def _make_http(self, listener: Any) -> None:
         self.url = url_of(listener)
@@ -177,8 +196,9 @@ class Daemon:
             self._pipeline,
             self._reload,
         )
+        self._control = Control(operations)
         endpoints = Endpoints(
-            self.snapshot, self.accounts, telemetry.registry, Control(operations), self._access
+            self.snapshot, self.accounts, telemetry.registry, self._control, self._access
         )
         self._http = HttpServer(endpoints.application(), listener)
 
@@ -203,7 +223,10 @@ class Daemon:
         self._runtime.publish_address(self.url)
         for output in self._outputs.values():
             output.child.start()
-        waits = [self._started(output.child) for output in self._outputs.values()]
+        for view in self._views.values():
+            view.child.start()
+        children = [output.child for output in (*self._outputs.values(), *self._views.values())]
+        waits = [self._started(child) for child in children]
         await asyncio.gather(*waits)
         self._threads.start()
         self._apply_trainer()
@@ -262,6 +285,10 @@ class Daemon:
         """Ping the watchdog, say how it goes and went."""
         snapshot = self.snapshot()
         self._run_log.tell()
+        if self._views:
+            told = to_json(snapshot)
+            for view in self._views.values():
+                view.tell(told)
         if self._notifier.watchdog_s is not None and all(c.ok for c in alive(snapshot)):
             self._notifier.ping()
         if self._state == "running":
@@ -328,7 +355,8 @@ class Daemon:
             for ring in self._rings.values():
                 ring.close()
             left_s = max(deadline_s - time.monotonic() - 0.2, 0.1)
-            await asyncio.gather(*(self._stop_output(o, left_s) for o in self._outputs.values()))
+            outputs = (self._stop_output(o, left_s) for o in self._outputs.values())
+            await asyncio.gather(*outputs, self._stop_views())
             await trainer
         finally:
             trainer.cancel()
@@ -336,6 +364,13 @@ class Daemon:
     async def _stop_output(self, output: OutputProcess, timeout_s: float) -> None:
         if not await output.child.stop(timeout_s):
             self._killed.append(output.name)
+
+    async def _stop_views(self) -> None:
+        """End the views; after a failure a successor is on its way, and clients stay connected."""
+        if self._threads.failures:
+            await asyncio.gather(*(view.leave() for view in self._views.values()))
+        else:
+            await asyncio.gather(*(v.child.stop(_VIEW_STOP_S) for v in self._views.values()))
 
     def _left(self) -> list[str]:
         """Name what did not come to its end."""
@@ -366,6 +401,7 @@ class Daemon:
         """End what is left, whatever state it is in."""
         self._state = "stopped"
         children = [output.child for output in self._outputs.values()] + [self._trainer.child]
+        await self._stop_views()
         await asyncio.gather(*(child.stop(0.0) for child in children))
         for task in list(self._tasks):
             task.cancel()

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import orjson
 import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -23,6 +22,7 @@ from quietbeam.core.errors import ConfigError, QuietbeamError
 from quietbeam.service.access import Access
 from quietbeam.service.control import Control, ControlError, UnknownCommandError
 from quietbeam.service.health import alive, document, ready
+from quietbeam.service.view_socket import to_json
 
 _BODY_BYTES = 64 * 1024
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
@@ -34,8 +34,7 @@ class _Json(JSONResponse):
     """JSON that knows NumPy numbers and writes NaN as null."""
 
     def render(self, content: Any) -> bytes:
-        options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-        return orjson.dumps(content, default=str, option=options)
+        return to_json(content)
 
 
 class Endpoints:

@@ -251,6 +251,17 @@ FAMILIES: tuple[Family, ...] = (
         (),
         read.one("model", "actions", "reject"),
     ),
+    # views: outputs in a process of their own that serve clients
+    gauge("view_up", "1 while the view serves.", ("view",), read.views_up),
+    counter(
+        "view_frames_total", "Frames, raw and clean, a view took.", ("view",), read.views_given
+    ),
+    counter(
+        "view_frames_dropped_total",
+        "Frames a view gave up to keep up with the stream.",
+        ("view", "reason"),
+        read.view_drops,
+    ),
     # the outputs in processes of their own
     gauge("recorder_up", "1 while the output's process is ready.", ("output",), read.outputs("up")),
     gauge(

@@ -127,6 +127,25 @@ def outputs(*path: str, total: bool = False) -> Reader:
     return read
 
 
+def views_up(status: Status) -> Iterator[Sample]:
+    """Give 1 for every view that is ready."""
+    for name, view in status["views"].items():
+        yield (name,), float(view["up"])
+
+
+def views_given(status: Status) -> Iterator[Sample]:
+    """Read the frames, raw and clean, that views took."""
+    for name, view in status["views"].items():
+        yield (name,), float(view["given_total"])
+
+
+def view_drops(status: Status) -> Iterator[Sample]:
+    """Read the frames views gave up, by reason."""
+    for name, view in status["views"].items():
+        for reason, frames in {"behind": 0, **view["dropped_total"]}.items():
+            yield (name, reason), float(frames)
+
+
 def output_states(status: Status) -> Iterator[Sample]:
     """Give 1 for the state every output process is in."""
     for name, output in status["outputs"].items():
@@ -157,7 +176,8 @@ def not_published(status: Status) -> Iterator[Sample]:
 
 
 def _light(status: Status) -> list[str]:
-    return [name for name in status["sinks"] if name not in status["outputs"]]
+    heavy = {*status["outputs"], *status["views"]}
+    return [name for name in status["sinks"] if name not in heavy]
 
 
 def alarms(status: Status) -> Iterator[Sample]:

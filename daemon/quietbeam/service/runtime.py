@@ -15,6 +15,7 @@ from types import TracebackType
 from quietbeam.core.errors import ConfigError
 
 _LOCK, _TOKEN, _ADDRESS = "lock", "control-token", "address"
+_GENERATION = "generation"
 
 
 def directory_for(name: str, configured: Path | None) -> Path:
@@ -86,6 +87,8 @@ class RuntimeDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.token = ""
+        self.generation = 0
+        """Which daemon of this directory it is: one more at every start."""
         self._lock: int | None = None
 
     def __enter__(self) -> RuntimeDirectory:
@@ -93,6 +96,8 @@ class RuntimeDirectory:
         self._lock = _lock(self.path / _LOCK)
         self.token = _credential() or secrets.token_urlsafe(32)
         _write_private(token_path(self.path), self.token + "\n")
+        self.generation = _last_generation(self.path) + 1
+        _write_private(self.path / _GENERATION, f"{self.generation}\n")
         return self
 
     def __exit__(
@@ -110,6 +115,14 @@ class RuntimeDirectory:
     def publish_address(self, url: str) -> None:
         """Write down where the daemon is reached."""
         _write_private(self.path / _ADDRESS, url + "\n")
+
+
+def _last_generation(path: Path) -> int:
+    """Give the number of the daemon before; 0 where there was none or it cannot be read."""
+    try:
+        return int((path / _GENERATION).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _make_private(path: Path) -> None:

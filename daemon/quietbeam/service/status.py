@@ -14,13 +14,14 @@ from quietbeam.core.ledger import Ledger
 from quietbeam.core.ring import ReaderCount, RingWriter
 from quietbeam.pipeline.pipeline import Pipeline
 from quietbeam.service.access import Access
-from quietbeam.service.accounts import outputs_account, stages_account
+from quietbeam.service.accounts import outputs_account, stages_account, views_account
 from quietbeam.service.lifecycle import Threads
 from quietbeam.service.live_model import LiveModel
 from quietbeam.service.outputs import OutputProcess
 from quietbeam.service.reload import Reloader
 from quietbeam.service.systemd import Notifier
 from quietbeam.service.training import Trainer
+from quietbeam.service.views import View
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,11 +35,14 @@ class Parts:
     rings: Mapping[str, RingWriter]
     ring_bytes: Mapping[str, int]
     outputs: Mapping[str, OutputProcess]
+    views: Mapping[str, View]
+    generation: int
     trainer: Trainer
     model: LiveModel
     threads: Threads
     access: Access
     began_s: float = field(default_factory=time.monotonic)
+    began_unix_s: float = field(default_factory=time.time)
 
     def snapshot(self, state: str) -> dict[str, Any]:
         """Describe everything at one moment; ``state`` is the daemon's."""
@@ -49,6 +53,7 @@ class Parts:
             "version": __version__,
             "pid": os.getpid(),
             "state": state,
+            "generation": self.marker(),
             "uptime_s": round(time.monotonic() - self.began_s, 3),
             "config": self.reloader.account(),
             "source": _source(config.source.name, pipeline),
@@ -70,11 +75,20 @@ class Parts:
             "trainer": self.trainer.account(),
             "decisions": list(self.model.decisions),
             "outputs": {name: output.account() for name, output in self.outputs.items()},
+            "views": {name: view.account() for name, view in self.views.items()},
             "children": self.children(),
             "threads": self.thread_account(),
             "heartbeats": pipeline["heartbeat_age_s"],
             "auth_failures": {f"{e}:{r}": n for (e, r), n in self.access.failures.items()},
             "watchdog_last_ping_unix_s": self.notifier.last_ping_s,
+        }
+
+    def marker(self) -> dict[str, Any]:
+        """Say which daemon speaks: a value of another one is stale, however new it looks."""
+        return {
+            "number": self.generation,
+            "version": __version__,
+            "started_unix_s": round(self.began_unix_s, 6),
         }
 
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -83,7 +97,8 @@ class Parts:
 
     def output_accounts(self) -> dict[str, dict[str, Any]]:
         """Give the accounts of the output processes."""
-        return outputs_account(self.outputs, self.rings)
+        views = views_account(self.views, self.rings)
+        return outputs_account(self.outputs, self.rings) | views
 
     def accounts(self) -> dict[str, Any]:
         """Give the account of every frame: by source, stage and output, and by run."""
@@ -109,6 +124,7 @@ class Parts:
     def children(self) -> dict[str, dict[str, Any]]:
         """Give the account of every child process."""
         found = {name: output.child.account() for name, output in self.outputs.items()}
+        found |= {name: view.child.account() for name, view in self.views.items()}
         return found | {"trainer": self.trainer.child.account()}
 
     def thread_account(self) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import structlog
 
@@ -71,6 +71,38 @@ class Backoff:
         return delay
 
 
+class Process(Protocol):
+    """What is supervised: an ``asyncio`` subprocess, or something like it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives."""
+        ...
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None:
+        """Takes commands."""
+        ...
+
+    @property
+    def stdout(self) -> asyncio.StreamReader | None:
+        """Gives events."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait for its end; give the exit code."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
 class Child:
     """One supervised process.  All methods belong to the asyncio thread.
 
@@ -83,6 +115,7 @@ class Child:
         silent_s: Killed after this long without an event, or None.
         oom_score_adj: Added for the kernel's out-of-memory choice (0 to 1000).
         threads: For the numerical libraries of the child, or None.
+        spawn: Gives the process for an environment, instead of starting ``argv`` with pipes.
     """
 
     def __init__(
@@ -96,6 +129,7 @@ class Child:
         silent_s: float | None = None,
         oom_score_adj: int = 0,
         threads: int | None = None,
+        spawn: Callable[[Mapping[str, str]], Awaitable[Process]] | None = None,
     ) -> None:
         self.name = name
         self.state: State = "stopped"
@@ -108,7 +142,8 @@ class Child:
         self._greet, self._on_event = greet, on_event
         self._backoff = Backoff() if backoff is None else backoff
         self._silent_s, self._oom_score_adj, self._threads = silent_s, oom_score_adj, threads
-        self._process: asyncio.subprocess.Process | None = None
+        self._spawner = self._start_with_pipes if spawn is None else spawn
+        self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._ready = asyncio.Event()
@@ -150,12 +185,16 @@ class Child:
 
     def send(self, command: Command) -> bool:
         """Tell the child something; False if it is not there or does not listen."""
+        return self.send_line(json.dumps(command).encode())
+
+    def send_line(self, line: bytes) -> bool:
+        """Tell the child something that is JSON already; as ``send``."""
         process = self._process
         if process is None or process.stdin is None or process.stdin.is_closing():
             return False
         if process.stdin.transport.get_write_buffer_size() > _PENDING_BYTES:
             return False
-        process.stdin.write(json.dumps(command).encode() + b"\n")
+        process.stdin.write(line + b"\n")
         return True
 
     async def wait_ready(self, timeout_s: float) -> bool:
@@ -239,24 +278,25 @@ class Child:
         self._ended += 1
         return _reason(self.exit_code, silent=silent)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self) -> Process:
         """Start a process; one that appears while we are cancelled is not left behind."""
-        starting = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                *self._argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=_LINE_BYTES,
-                env=self._environment(),
-            )
-        )
+        starting = asyncio.ensure_future(self._spawner(self._environment()))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             (await starting).kill()
             raise
 
-    async def _serve(self, process: asyncio.subprocess.Process) -> bool:
+    async def _start_with_pipes(self, environment: Mapping[str, str]) -> Process:
+        return await asyncio.create_subprocess_exec(
+            *self._argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+            env=dict(environment),
+        )
+
+    async def _serve(self, process: Process) -> bool:
         """Read events until the process ends; True if it was killed for its silence."""
         reader = asyncio.ensure_future(self._read(process))
         ended = asyncio.ensure_future(process.wait())
@@ -275,7 +315,7 @@ class Child:
             self.kill()
         return silent
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
+    async def _read(self, process: Process) -> None:
         assert process.stdout is not None  # noqa: S101 - for the type checker
         while True:
             try:
