@@ -411,3 +411,69 @@ def test_processes_that_attach_at_once_get_places_of_their_own(tmp_path):
         process.stdin.flush()
     assert [json.loads(process.communicate(timeout=30)[0]) for process in started] == [5] * 3
     assert sorted(c.name for c in ring.readers()) == [f"{n}{i}" for n in "abc" for i in range(5)]
+
+
+def lent(ring):
+    place = ring.lend(FRAME.nbytes)
+    return None if place is None else place.view(FRAME.dtype).reshape(FRAME.shape)
+
+
+def test_a_place_is_lent_for_a_frame_like_the_last_one_and_then_written_without_a_copy(ring):
+    reader = RingReader(ring.path, "a")
+    assert lent(ring) is None  # no frame was written yet
+    ring.write(Kind.FRAME, {"index": 0}, FRAME)
+    assert ring.lend(FRAME.nbytes + 2) is None  # another size
+    place = lent(ring)
+    place[:] = FRAME + 7
+    ring.write(Kind.START, {"run": "r"})  # what is written meanwhile goes elsewhere
+    seen = ring.write(Kind.FRAME, {"index": 1}, place)
+    place[0, 0] = 99  # the array is the record itself
+    records = drain(reader)
+    assert [record.kind for record in records] == [Kind.FRAME, Kind.START, Kind.FRAME]
+    assert (records[2].seq, records[2].meta) == (seen, {"index": 1})
+    expected = FRAME + 7
+    expected[0, 0] = 99
+    np.testing.assert_array_equal(records[2].arrays[0], expected)
+
+
+def test_one_place_is_lent_at_a_time_and_taken_back_when_nobody_holds_it(ring):
+    ring.write(Kind.FRAME, {}, FRAME)
+    place = lent(ring)
+    part = place[2:]
+    del place
+    assert lent(ring) is None
+    address = part.ctypes.data - 2 * FRAME.strides[0]
+    del part
+    for _ in range(1000):  # it never costs more than one frame's room
+        assert lent(ring).ctypes.data == address
+
+
+def test_a_frame_with_a_head_too_long_for_its_place_is_copied(ring):
+    reader = RingReader(ring.path, "a")
+    ring.write(Kind.FRAME, {}, FRAME)
+    place = lent(ring)
+    place[:] = FRAME + 1
+    ring.write(Kind.FRAME, {"run": "x" * 2000}, place)
+    np.testing.assert_array_equal(drain(reader)[1].arrays[0], FRAME + 1)
+
+
+def test_lent_places_and_copies_in_any_order_give_every_reader_whole_records(tmp_path):
+    rng, ring = np.random.default_rng(0), create(tmp_path / "ring", 16 * 1024, entries=64)
+    quick, slow = RingReader(ring.path, "quick"), RingReader(ring.path, "slow")
+    for index in range(2000):
+        shape = (8, 8) if rng.random() < 0.9 else (9, 8)
+        place = ring.lend(int(np.prod(shape)) * 2) if rng.random() < 0.7 else None
+        array = np.empty(shape, "u2") if place is None else place.view("u2")
+        array[...] = index
+        del place
+        if rng.random() < 0.1:
+            continue  # refused: it is never written
+        ring.write(Kind.FRAME, {"index": index}, array.reshape(shape))
+        read = [*drain(quick)] + ([*drain(slow)] if rng.random() < 0.02 else [])
+        for record in read:
+            assert (record.arrays[0] == record.meta["index"]).all()
+    drain(slow)
+    assert slow.lost > 0
+    assert quick.lost == 0
+    for name in ("quick", "slow"):
+        assert balance(ring, name) == ring.frames

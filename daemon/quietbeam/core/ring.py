@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,23 @@ def create(path: Path, capacity_bytes: int, entries: int = 8192) -> RingWriter:
     return RingWriter(path)
 
 
+_HEAD_ROOM = 1024
+"""Bytes kept free before a place that is lent, for the head of its record."""
+
+
+@dataclass(slots=True)
+class _Loan:
+    """A place in the ring whose bytes somebody else fills in.
+
+    ``holder`` is what every view of the lent array has as its base, and lives as long as they.
+    """
+
+    start: int
+    size: int
+    address: int
+    holder: weakref.ref[Any]
+
+
 class RingWriter:
     """The one writer.  Used by one thread."""
 
@@ -85,6 +103,8 @@ class RingWriter:
         self._head, self._frames = self._m.end()
         self._position = int(self._m.header[mem.H_RESERVED])
         self._pinned: deque[bytes] = deque(read_pinned(path), maxlen=mem.PINNED)
+        self._loan: _Loan | None = None
+        self._usual = 0
 
     @property
     def frames(self) -> int:
@@ -98,6 +118,10 @@ class RingWriter:
             QuietbeamError: The record is larger than half the ring.
         """
         pieces = encode(kind, meta, arrays)
+        if kind == Kind.FRAME:
+            self._usual = arrays[0].nbytes if len(arrays) == 1 else 0
+            if (start := self._lent_start(pieces, arrays)) is not None:
+                return self._publish(kind, start, self._copy_in(start, pieces[:2], pieces[2:]))
         length = sum(len(piece) for piece in pieces)
         if length > self._m.capacity // 2:
             raise QuietbeamError(
@@ -107,11 +131,28 @@ class RingWriter:
         if kind == Kind.START:
             self._pin(pieces)
         start = self._reserve(length)
-        at = start % self._m.capacity
-        for piece in pieces:
-            self._m.data[at : at + len(piece)] = piece
-            at += len(piece)
-        return self._publish(kind, start, length)
+        return self._publish(kind, start, self._copy_in(start, pieces))
+
+    def lend(self, size: int) -> NDArray[np.uint8] | None:
+        """Lend the place of the next frame: ``write`` then finds its array there already.
+
+        Only a frame as large as the last one gets a place, and only if none is
+        lent: what is lent costs readers the oldest records, whether it is
+        written in the end or not.
+        """
+        loan = self._loan
+        if not size or size != self._usual or _room(size) > self._m.capacity // 2:
+            return None
+        if loan is not None and loan.holder() is not None:
+            return None
+        if loan is not None and loan.size == size and self._position == loan.start + _room(size):
+            start = loan.start  # given back unused: lend it again
+        else:
+            start = self._reserve(_room(size))
+        at = start % self._m.capacity + _HEAD_ROOM
+        lent = np.frombuffer(self._m.data[at : at + size], np.uint8)
+        self._loan = _Loan(start, size, lent.ctypes.data, weakref.ref(lent.base))
+        return lent
 
     def close(self) -> None:
         """Say that nothing more will come; what is in the ring can still be read."""
@@ -126,6 +167,33 @@ class RingWriter:
         """The accounts of all readers that ever attached."""
         rows = [row for row in range(mem.READERS) if self._m.readers[row, mem.R_USED]]
         return [_account(self._m, row) for row in rows]
+
+    def _lent_start(
+        self, pieces: Sequence[bytes | memoryview], arrays: Sequence[NDArray[Any]]
+    ) -> int | None:
+        """Tell where the record begins whose array fills the place that was lent."""
+        loan, head = self._loan, sum(len(piece) for piece in pieces[:2])
+        if loan is None or len(arrays) != 1 or head > _HEAD_ROOM:
+            return None
+        array = arrays[0]
+        in_place = array.flags.c_contiguous and array.nbytes == loan.size
+        if not in_place or array.ctypes.data != loan.address:
+            return None
+        self._loan = None
+        return loan.start + _HEAD_ROOM - head
+
+    def _copy_in(
+        self,
+        start: int,
+        pieces: Sequence[bytes | memoryview],
+        there: Sequence[bytes | memoryview] = (),
+    ) -> int:
+        """Copy the pieces of a record, and give its length with those that are there already."""
+        at = start % self._m.capacity
+        for piece in pieces:
+            self._m.data[at : at + len(piece)] = piece
+            at += len(piece)
+        return sum(len(piece) for piece in (*pieces, *there))
 
     def _reserve(self, length: int) -> int:
         start = -(-self._position // mem.ALIGN) * mem.ALIGN
@@ -329,6 +397,11 @@ class RingReader:
         words = [int(self._me[i]) for i in (mem.R_BASE, mem.R_READ, mem.R_LOST, mem.R_SKIPPED)]
         self._me[mem.R_LOST] += np.uint64(frames_before - sum(words))
         self._me[mem.R_CURSOR] = seq
+
+
+def _room(size: int) -> int:
+    """Give what a place for ``size`` bytes takes, with the head and the padding of its record."""
+    return _HEAD_ROOM + size + mem.ALIGN
 
 
 def _account(mapping: Mapping, row: int) -> ReaderCount:

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from quietbeam.core import records
+from quietbeam.core import place, records
 from quietbeam.core.errors import QuietbeamError, SourceError
 from quietbeam.core.events import EndReason, Event, Frame, Rejected, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
@@ -48,6 +48,7 @@ class Ingest:
         self._stop = threading.Event()
         self._log = structlog.get_logger(stage=STAGE)
         self._run: RunStart | None = None
+        self._announced = True
         self._warned: set[str] = set()
         self.state = "starting"
         self.run_frames = 0
@@ -84,7 +85,7 @@ class Ingest:
 
     def _play(self) -> bool:
         """Pass on events; True when the source has come to its end."""
-        with self._source.open() as events:
+        with place.lent_by(self._ring.lend), self._source.open() as events:
             self.state = "waiting"
             return self._pass_on(events)
 
@@ -114,31 +115,50 @@ class Ingest:
 
     def _start(self, run: RunStart) -> None:
         self._close_run("lost")
-        metadata = {**run.metadata, "quietbeam": dict(self._describe(run))}
-        self._run = dataclasses.replace(run, metadata=metadata)
+        ours = {"quietbeam": dict(self._describe(run))}
+        self._run = dataclasses.replace(run, metadata={**run.metadata, **ours})
         self.run_frames = 0
         self._ledger.begin(run.run, expected=run.frames_expected, first=run.first_index)
         self._watch.start(run)
-        records.put(self._ring, self._run)
+        short = dataclasses.replace(run, metadata={**ours, "left_out": "larger than the raw ring"})
+        self._announced = self._announce(self._run) or self._announce(short)
         self.state = "running"
         self._log.info("run_started", run=run.run, shape=run.shape, dtype=str(run.dtype))
+
+    def _announce(self, run: RunStart) -> bool:
+        """Put a start into the ring; False if it is too large for it."""
+        try:
+            records.put(self._ring, run)
+        except QuietbeamError as error:
+            self._ledger.note("starts_oversized", "oversized")
+            self._warn("start_oversized", str(error))
+            return False
+        return True
 
     def _frame(self, frame: Frame) -> None:
         began = time.perf_counter()
         self._ledger.came(frame.index)
         self._watch.frame(frame.index)
         self._ledger.received(STAGE, run=frame.run)
-        try:
-            records.put(self._ring, frame)
-        except QuietbeamError as error:
+        if not self._passed_on(frame):
             self._ledger.dropped(STAGE, "oversized", run=frame.run)
-            self._warn("oversized", str(error))
             return
         self._ledger.sent(STAGE, run=frame.run)
         self.run_frames += 1
         self.last_frame_ns = frame.received_ns
         self.received_bytes += frame.pixels.nbytes
         self.observe(time.perf_counter() - began)
+
+    def _passed_on(self, frame: Frame) -> bool:
+        """Put a frame into the ring, unless it, or the start of its run, is too large for it."""
+        if not self._announced:
+            return False
+        try:
+            records.put(self._ring, frame)
+        except QuietbeamError as error:
+            self._warn("oversized", str(error))
+            return False
+        return True
 
     def _close_run(self, reason: EndReason, frames_sent: int | None = None) -> None:
         if self._run is None:
@@ -148,10 +168,9 @@ class Ingest:
         if account is not None and not self._stop.is_set():  # that we stop is no alarm
             self._watch.end(account)
         told = self._ledger.run(run.run, ranges=False) or {}
-        records.put(
-            self._ring,
-            RunEnd(run=run.run, reason=reason, frames_sent=frames_sent, account=told),
-        )
+        end = RunEnd(run=run.run, reason=reason, frames_sent=frames_sent, account=told)
+        if self._announced:
+            records.put(self._ring, end)
         self.state = "waiting"
         self._log.info("run_ended", run=run.run, reason=reason, **told.get("source", {}))
 

@@ -2,7 +2,9 @@
 
 cbor2 accepts trailing rubbish and repeated keys, and some of its tags build
 objects (tag 35 compiles a regular expression).  So the bytes are walked first:
-lengths, depth and tags are checked before anything is allocated.
+lengths, depth and tags are checked before anything is allocated.  Long byte
+strings, the pixels, are never given to cbor2, which copies them several times:
+they become views of the message.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ _LENGTHS = {24: struct.Struct(">B"), 25: struct.Struct(">H")}
 _LENGTHS |= {26: struct.Struct(">I"), 27: struct.Struct(">Q")}
 _UINT, _NINT, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _INDEFINITE = -1
+_LONG_BYTES = 4096
+_CUT = 65531  # a tag that detectors do not use: refused where a message has it
 _INDEFINITE_INFO = 31
 _BREAK = 0xFF
 
@@ -40,35 +44,63 @@ def is_cbor_map(part: Bytes) -> bool:
 
 
 def read_map(part: Bytes) -> Mapping[str, Any]:
-    """Give a CBOR map; tags that are not dates stay ``CBORTag``.
+    """Give a CBOR map; tags that are not dates stay ``CBORTag``, long byte strings are views.
 
     Raises:
         RefusedError: Not exactly one well-formed and harmless map.
     """
     if not is_cbor_map(part):
         refuse_pickle(part)
-    check(part)
+    long = check(part)
     try:
         # No tag_hook: its signature changed in cbor2 6, and nothing here needs one.
-        message = cbor2.loads(bytes(part))
+        message = cbor2.loads(_without(part, long))
     except (cbor2.CBORDecodeError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RefusedError("malformed", f"CBOR: {error!r:.200}") from None
     if not isinstance(message, Mapping):
         raise RefusedError("malformed", f"CBOR {type(message).__name__}, expected a map")
-    return message
+    return _put_back(message, [memoryview(part)[where] for _, where in long]) if long else message
 
 
-def check(part: Bytes) -> None:
+def _without(part: Bytes, long: list[tuple[int, slice]]) -> bytes:
+    """Put the number of each long byte string, tagged, in its place."""
+    pieces: list[Bytes] = []
+    at, view = 0, memoryview(part)
+    for number, (start, content) in enumerate(long):
+        pieces += [view[at:start], cbor2.dumps(cbor2.CBORTag(_CUT, number))]
+        at = content.stop
+    return b"".join([*pieces, view[at:]])
+
+
+def _put_back(value: Any, long: list[memoryview]) -> Any:
+    match value:
+        case cbor2.CBORTag(tag=tag, value=inside):
+            found = long[inside] if tag == _CUT else cbor2.CBORTag(tag, _put_back(inside, long))
+        case Mapping():
+            found = {key: _put_back(item, long) for key, item in value.items()}
+        case list() | tuple():
+            found = [_put_back(item, long) for item in value]
+        case _:
+            found = value
+    return found
+
+
+def check(part: Bytes) -> list[tuple[int, slice]]:
     """Walk one CBOR item and nothing after it.
+
+    Returns:
+        Of every long byte string: where it starts, and where its content is.
 
     Raises:
         RefusedError: It promises more bytes than there are, is nested too
             deep, repeats a key, has a tag no detector needs, or is followed
             by something.
     """
-    end = _Walk(part).item()
+    walk = _Walk(part)
+    end = walk.item()
     if end != len(part):
         raise RefusedError("malformed", f"{len(part) - end} bytes after the end of the CBOR map")
+    return walk.long
 
 
 class _Walk:
@@ -78,6 +110,8 @@ class _Walk:
         self._part = part
         self._at = 0
         self._items = 0
+        self._in_string = False
+        self.long: list[tuple[int, slice]] = []
 
     def item(self) -> int:
         """Step over one item with all it contains; give where it ends."""
@@ -122,6 +156,7 @@ class _Walk:
         if self._byte(self._at) != _BREAK:
             return False
         self._at += 1
+        self._in_string = False
         return True
 
     def _head(self) -> int:
@@ -129,12 +164,15 @@ class _Walk:
         self._items += 1
         if self._items > _MAX_ITEMS:
             raise RefusedError("oversized", f"more than {_MAX_ITEMS} items in one message")
-        first = self._byte(self._at)
+        start, first = self._at, self._byte(self._at)
         self._at += 1
         major, info = first >> 5, first & 31
         length = self._length(major, info)
         if major in {_BYTES, _TEXT}:
-            return self._string(length)
+            inside = self._string(length)
+            if major == _BYTES and length >= _LONG_BYTES and not self._in_string:
+                self.long.append((start, slice(self._at - length, self._at)))
+            return inside
         if major == _ARRAY:
             return self._bounded(length)
         if major == _MAP:
@@ -159,6 +197,7 @@ class _Walk:
 
     def _string(self, length: int) -> int:
         if length == _INDEFINITE:
+            self._in_string = True  # made of pieces, which cbor2 puts together
             return _INDEFINITE
         self._need(length)
         self._at += length
@@ -187,7 +226,7 @@ def plain(value: Any) -> Any:
             found = [plain(item) for item in value]
         case datetime():
             found = value.isoformat()
-        case bytes():
+        case bytes() | memoryview():
             found = f"<{len(value)} bytes>"
         case float():
             found = value if isfinite(value) else None

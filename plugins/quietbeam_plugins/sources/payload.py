@@ -1,32 +1,28 @@
 """Turns the bytes of an image message into pixels, and refuses what does not fit.
 
 Sizes are checked before anything is allocated: a message may declare
-whatever it likes.  Decompression is dectris-compression's, because it reports
-damage as an error; ``bitshuffle`` crashes the process on truncated input.
+whatever it likes.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import h5py
-import hdf5plugin
 import numpy as np
 import orjson
-from dectris.compression import decompress as dectris_decompress
 from numpy.typing import NDArray
 
-from quietbeam.core.events import Event, Rejected, RejectReason
+from quietbeam.core import place
+from quietbeam.core.events import Event, RejectReason
+from quietbeam_plugins.sources.decompress import Bytes, Codec, decompress
 from quietbeam_plugins.sources.pickles import who_pickled
+from quietbeam_plugins.sources.refused import RefusedError
 
-Bytes = bytes | memoryview
-Codec = Literal["", "lz4", "bslz4", "bszstd", "zlib", "blosc"]
+__all__ = ["Bytes", "Codec", "Decoder", "RefusedError"]
 
 _DTYPES = {np.dtype(name).name for name in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")}
 _DTYPES |= {"float16", "float32", "float64"}
@@ -42,10 +38,6 @@ _CODECS: Mapping[str, Codec] = {
     "blosc": "blosc",
 }
 _DECTRIS_ENCODING = re.compile(r"(?:(bs)(\d*))?-?(lz4)?([<>]?)")
-_HEADER = struct.Struct(">QI")
-_BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, item, whole, block, packed
-_BLANK = bytes(_HEADER.size)
-_BLOCK_BYTES = 8192
 _MAX_JSON_BYTES = 4 << 20
 _MAX_JSON_ITEMS = 100_000
 _MAX_JSON_DEPTH = 32
@@ -75,14 +67,6 @@ class Decoder(Protocol):
     def finish(self) -> Iterable[Event]:
         """Nothing will come any more."""
         ...
-
-
-class RefusedError(Exception):
-    """A message cannot be accepted; becomes one ``Rejected`` event."""
-
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(detail)
-        self.event = Rejected(reason=reason, detail=detail)
 
 
 def refuse_pickle(part: Bytes) -> None:
@@ -266,142 +250,14 @@ def image(
         raise RefusedError(
             "oversized", f"image {shape} {dtype.name}: {size} bytes; max_frame_bytes is {max_bytes}"
         )
-    data = blob if codec == "" else decompress(blob, codec, dtype.itemsize, size)
-    if len(data) != size:
-        reason: RejectReason = "truncated" if len(data) < size else "oversized"
+    if codec != "":
+        pixels = place.pixels(shape, dtype)
+        decompress(blob, codec, pixels)
+    elif len(blob) == size:
+        pixels = np.frombuffer(blob, dtype).reshape(shape)
+    else:
+        reason: RejectReason = "truncated" if len(blob) < size else "oversized"
         raise RefusedError(
-            reason, f"{len(data)} bytes for {shape} {dtype.name}, expected {size} bytes"
+            reason, f"{len(blob)} bytes for {shape} {dtype.name}, expected {size} bytes"
         )
-    pixels = np.frombuffer(data, dtype).reshape(shape)
     return pixels.astype(dtype.newbyteorder("="), copy=False)
-
-
-def decompress(blob: Bytes, codec: Codec, itemsize: int, size: int) -> Bytes:
-    """Give the uncompressed bytes; rubbish after the compressed ones is ignored.
-
-    Args:
-        blob: With or without the header of HDF5's filters.
-        codec: Not "".
-        itemsize: Of a pixel, in bytes; bitshuffle needs it.
-        size: Uncompressed, in bytes.
-
-    Raises:
-        RefusedError: The blob is damaged, or does not give ``size`` bytes.
-    """
-    if not len(blob):
-        raise RefusedError("truncated", "the compressed image is empty")
-    if codec == "zlib":
-        return _inflate(blob, size)
-    if codec == "blosc":
-        return _unblosc(blob, size)
-    if codec in {"bslz4", "bszstd"} and size < 8 * itemsize:
-        return _stored(blob, size)
-    framed = len(blob) >= _HEADER.size and int.from_bytes(blob[:8], "big") == size
-    skip = 0
-    if not framed and codec == "bszstd":
-        raise RefusedError("compression", f"bszstd: no header that declares {size} bytes")
-    if not framed and codec == "bslz4":
-        # libertem-dectris' simulator sends the header, but leaves it blank.
-        blocks = blob[_HEADER.size :] if bytes(blob[: _HEADER.size]) == _BLANK else blob
-        end = _blocks_end(blocks, itemsize, size)
-        blob = _HEADER.pack(size, _BLOCK_BYTES) + blocks[:end]
-    elif not framed:
-        blob, skip = _framed_lz4(blob, size)
-    try:
-        data = dectris_decompress(blob, codec, elem_size=itemsize)
-    except (RuntimeError, ValueError, MemoryError) as error:
-        detail = f"{codec}: {len(blob)} bytes do not give {size}: {error}"
-        raise RefusedError("compression", detail) from None
-    return memoryview(data)[skip:] if skip else data
-
-
-def _stored(blob: Bytes, size: int) -> Bytes:
-    """Bitshuffle leaves fewer than 8 items as they are, so that they may look like a header."""
-    start = _HEADER.size if len(blob) >= _HEADER.size + size else 0
-    if len(blob) < size:
-        raise RefusedError("truncated", f"{len(blob)} bytes that are not compressed, of {size}")
-    return blob[start : start + size]
-
-
-def _inflate(blob: Bytes, size: int) -> bytes:
-    inflater = zlib.decompressobj()
-    try:
-        data = inflater.decompress(blob, size)
-        more = inflater.decompress(inflater.unconsumed_tail, 1)
-    except zlib.error as error:
-        raise RefusedError("compression", f"zlib: {error}") from None
-    if len(data) < size:
-        raise RefusedError("truncated", f"zlib gives {len(data)} bytes, expected {size}")
-    if more:
-        raise RefusedError("oversized", f"zlib gives more than the expected {size} bytes")
-    return data
-
-
-def _unblosc(blob: Bytes, size: int) -> bytes:
-    """Let HDF5's filter do it, after a look at the header that it would believe."""
-    if len(blob) < _BLOSC_HEADER.size:
-        raise RefusedError("truncated", f"blosc: {len(blob)} bytes")
-    *_, whole_size, _, packed_size = _BLOSC_HEADER.unpack_from(blob)
-    if whole_size != size or packed_size > len(blob):
-        detail = f"blosc declares {packed_size} bytes for {whole_size}; got {len(blob)} for {size}"
-        raise RefusedError("compression", detail)
-    with h5py.File(f"blosc-{id(blob)}", "w", driver="core", backing_store=False) as file:
-        filters = hdf5plugin.Blosc(shuffle=hdf5plugin.Blosc.NOSHUFFLE)
-        dataset: Any = file.create_dataset("x", (size,), "u1", chunks=(size,), **filters)
-        dataset.id.write_direct_chunk((0,), bytes(blob[:packed_size]))
-        try:
-            return dataset[()].tobytes()
-        except OSError as error:
-            raise RefusedError("compression", f"blosc: {error}") from None
-
-
-def _blocks_end(blocks: Bytes, itemsize: int, size: int) -> int:
-    """Find where bitshuffled LZ4 blocks end: areaDetector sends rubbish after them."""
-    block_items = _BLOCK_BYTES // itemsize
-    full, rest = divmod(size // itemsize, block_items)
-    at = 0
-    for _ in range(full + (rest >= 8)):
-        at += 4 + int.from_bytes(blocks[at : at + 4], "big")
-    return at + rest % 8 * itemsize  # what fills no 8 items is not compressed
-
-
-def _framed_lz4(blob: Bytes, size: int) -> tuple[bytes, int]:
-    """Put HDF5's header before one bare block; also how many bytes to skip afterwards."""
-    block = bytes(blob[: _block_end(blob, size)])
-    # HDF5 takes a block as long as its content for a stored one, so such a
-    # block gets a harmless start: 1 literal, then a match of the 4 bytes after it.
-    skip = 5 if len(block) == size else 0
-    if skip:
-        block = b"\x10\x00\x01\x00" + block
-    total = size + skip
-    return _HEADER.pack(total, total) + len(block).to_bytes(4, "big") + block, skip
-
-
-def _block_end(blob: Bytes, size: int) -> int:
-    """Find where an LZ4 block of ``size`` bytes ends: areaDetector sends rubbish after it."""
-    if len(blob) < size:  # it sends as many bytes as the uncompressed image has
-        return len(blob)
-    at, out = 0, 0
-    try:
-        while out < size:
-            token = blob[at]
-            literals, at = _length(blob, at + 1, token >> 4)
-            at, out = at + literals, out + literals
-            if out >= size:
-                break
-            match, at = _length(blob, at + 2, token & 15)
-            out += match + 4
-    except IndexError:
-        return len(blob)
-    return at
-
-
-def _length(blob: Bytes, at: int, nibble: int) -> tuple[int, int]:
-    """Read a length of an LZ4 sequence: (length, next position)."""
-    length = nibble
-    while nibble == 15:
-        extra = blob[at]
-        at, length = at + 1, length + extra
-        if extra != 255:
-            break
-    return length, at

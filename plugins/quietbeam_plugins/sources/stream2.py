@@ -232,7 +232,7 @@ def read_array(coded: Any, max_bytes: int) -> NDArray[Any]:
     blob, codec = array.value, ""
     if isinstance(blob, cbor2.CBORTag) and blob.tag == COMPRESSED:
         blob, codec = _compressed(blob.value, dtype.itemsize, size)
-    if not isinstance(blob, bytes):
+    if not isinstance(blob, bytes | memoryview):
         raise RefusedError("malformed", f"array data is {type(blob).__name__}, expected bytes")
     if coded.tag == ROW_MAJOR:
         return image(blob, shape, dtype, codec_of(codec), max_bytes)
@@ -252,7 +252,7 @@ def _compressed(value: Any, itemsize: int, size: int) -> tuple[Any, str]:
         raise RefusedError(
             "compression", f"{algorithm} of {modifier!r:.20}-byte elements, not {itemsize}"
         )
-    if isinstance(blob, bytes):
+    if isinstance(blob, bytes | memoryview):
         declared = int.from_bytes(blob[:8], "big")
         if declared != size:
             reason = "truncated" if declared < size else "oversized"
