@@ -1,0 +1,1 @@
+"""Serves frames, metrics and controls over EPICS: Channel Access and PV Access."""
