@@ -1,0 +1,1 @@
+"""Publishes the daemon's own runs as bluesky documents that point into the recording."""
