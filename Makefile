@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-slow fuzz lint lock clean
+.PHONY: demo test test-slow fuzz lint lock tiled clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -26,6 +26,9 @@ lint: .venv/installed
 	$(BIN)/codespell
 	PYTHONPATH=daemon:plugins $(BIN)/lint-imports
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+tiled: .venv/installed  ## what tests with a Tiled server need besides (0.7 GB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[tiled]'
 
 lock: .venv/installed  ## write deploy/constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -v '^-e ' | sed 's/+cpu$$//; s/ @ .*//' > deploy/constraints.txt

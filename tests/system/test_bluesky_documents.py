@@ -179,6 +179,7 @@ def ping(publisher, received):
     until(heard)
 
 
+@pytest.mark.slow
 def test_documents_are_read_live_through_tiled_and_replayed_to_the_same_tree(daemon, tmp_path):
     pytest.importorskip("bluesky_tiled_plugins", reason="needs bluesky-tiled-plugins")
     pytest.importorskip("tiled.server", reason="needs tiled[server]")
@@ -212,8 +213,8 @@ def test_documents_are_read_live_through_tiled_and_replayed_to_the_same_tree(dae
 
 def with_new_uids(documents):
     """Give the same run under another uid: Tiled refuses one that it has."""
-    for name, document in documents:
-        document = dict(document)
+    for name, kept in documents:
+        document = dict(kept)
         key = "uid" if name == "start" else "run_start"
         if key in document:
             document[key] = "again" + document[key][5:]

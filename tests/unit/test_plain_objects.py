@@ -1,10 +1,11 @@
 """Python's own serialisation, for data only: what goes out, and what is refused coming in."""
 
-import datetime
+import datetime as dt
 import importlib
 import os
 import pathlib
 from collections import OrderedDict, deque
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -86,27 +87,25 @@ class Poison:
 
 
 POISONED = {
-    "a command": Poison(os.system, "touch {}"),
-    "code": Poison(eval, "open('{}', 'w')"),
+    "a command": Poison(os.system, "touch trap"),
+    "code": Poison(eval, "open('trap', 'w')"),
     "an import": Poison(__import__, "antigravity"),
-    "a deeper command": {"start": [Poison(os.system, "touch {}")]},
+    "a deeper command": {"start": [Poison(os.system, "touch trap")]},
     "a path": pathlib.PurePosixPath("/etc/passwd"),
-    "a date": datetime.datetime(2026, 1, 1),
-    "an object array": np.array([Poison(os.system, "touch {}")], object),
+    "a date": dt.datetime(2026, 1, 1),
+    "an object array": np.array([Poison(os.system, "touch trap")], object),
     "a class": os.PathLike,
 }
 
 
 @pytest.mark.parametrize("name", POISONED)
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_poison_is_refused_and_not_run(name, protocol, tmp_path):
-    trap = tmp_path / "executed"
+def test_poison_is_refused_and_not_run(name, protocol, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     message = python.dumps(POISONED[name], protocol=protocol)
-    message = message.replace(b"touch {}", b"touch x!")
     with pytest.raises(RefusedError):
         decode(message)
-    assert not trap.exists()
-    assert not pathlib.Path("x!").exists()
+    assert not list(tmp_path.iterdir())
 
 
 HOSTILE = {
@@ -141,10 +140,8 @@ def test_a_few_bytes_that_unfold_into_billions_are_refused():
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_read_or_refused_and_never_raise_anything_else(noise):
-    try:
+    with suppress(RefusedError):
         decode(b"\x80\x04" + noise)
-    except RefusedError:
-        pass
 
 
 @given(st.data())
@@ -152,10 +149,8 @@ def test_damaged_documents_are_read_or_refused(data):
     message = bytearray(python.dumps(DOCUMENT | {"x": np.float64(1)}, protocol=4))
     for _ in range(data.draw(st.integers(1, 4))):
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(RefusedError):
         decode(bytes(message))
-    except RefusedError:
-        pass
 
 
 def test_only_plain_data_are_written():

@@ -10,7 +10,7 @@ are known, each stands for a function of this file.  Anything else is refused.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pickletools import genops
 from typing import Any
 
@@ -44,42 +44,39 @@ def encode(value: Any) -> bytes:
 
 
 def _written(value: Any) -> list[bytes]:
-    match value:
-        case None:
-            return [b"N"]
-        case bool():
-            return [b"\x88" if value else b"\x89"]
-        case int():
-            return [_integer(int(value))]
-        case float():
-            return [b"G" + struct.pack(">d", value)]
-        case str():
-            text = value.encode("utf-8", "surrogatepass")
-            return [b"X" + struct.pack("<I", len(text)) + text]
-        case bytes():
-            return [b"B" + struct.pack("<I", len(value)) + value]
-        case _:
-            return _container(value)
+    for kind, write in _WRITERS.items():
+        if isinstance(value, kind):
+            return write(value)
+    raise TypeError(f"{type(value).__name__}: expected plain data (text, numbers, lists)")
 
 
-def _integer(value: int) -> bytes:
+def _integer(value: int) -> list[bytes]:
     if -(1 << 31) <= value < 1 << 31:
-        return b"J" + struct.pack("<i", value)
+        return [b"J" + struct.pack("<i", value)]
     size = value.bit_length() // 8 + 1
-    return b"\x8b" + struct.pack("<i", size) + value.to_bytes(size, "little", signed=True)
+    return [b"\x8b" + struct.pack("<i", size) + value.to_bytes(size, "little", signed=True)]
 
 
-def _container(value: Any) -> list[bytes]:
-    match value:
-        case Mapping():
-            pairs = [part for item in value.items() for one in item for part in _written(one)]
-            return [b"}", b"(", *pairs, b"u"]
-        case tuple():
-            return [b"(", *(part for one in value for part in _written(one)), b"t"]
-        case list():
-            return [b"]", b"(", *(part for one in value for part in _written(one)), b"e"]
-        case _:
-            raise TypeError(f"{type(value).__name__}: expected plain data (text, numbers, lists)")
+def _text(value: str) -> list[bytes]:
+    text = value.encode("utf-8", "surrogatepass")
+    return [b"X" + struct.pack("<I", len(text)) + text]
+
+
+def _all(values: Iterable[Any]) -> list[bytes]:
+    return [part for one in values for part in _written(one)]
+
+
+_WRITERS: Mapping[type, Callable[[Any], list[bytes]]] = {  # in this order: a bool is an int
+    type(None): lambda _: [b"N"],
+    bool: lambda value: [b"\x88" if value else b"\x89"],
+    int: lambda value: _integer(int(value)),
+    float: lambda value: [b"G" + struct.pack(">d", value)],
+    str: _text,
+    bytes: lambda value: [b"B" + struct.pack("<I", len(value)) + value],
+    Mapping: lambda value: [b"}(", *_all(one for pair in value.items() for one in pair), b"u"],
+    tuple: lambda value: [b"(", *_all(value), b"t"],
+    list: lambda value: [b"](", *_all(value), b"e"],
+}
 
 
 # -- reading
@@ -185,10 +182,10 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "MARK": _Mark,
 }
 _IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
-_LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE "
-    "BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
-)
+_LITERALS = frozenset({"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}) | {
+    *("FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 
 
 class _Reader:

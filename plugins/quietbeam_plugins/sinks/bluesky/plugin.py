@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator, model_validator
 
@@ -14,7 +14,9 @@ from quietbeam.core.events import RunEnd, RunStart
 from quietbeam.core.plugin import Link, ViewSink
 from quietbeam.core.result import Result
 from quietbeam_plugins.sinks.bluesky.publisher import Encoding, Publisher, publishing
-from quietbeam_plugins.sinks.bluesky.run import PublishedRun
+
+if TYPE_CHECKING:
+    from quietbeam_plugins.sinks.bluesky.run import PublishedRun
 
 _POLL_S = 0.05
 _LAST_WAIT_S = 4.0  # for a recording to be completed, once the daemon stops
@@ -142,6 +144,8 @@ class _Server:
             run.end(RunEnd(run=run.name, reason="lost"))
 
     def _begin(self, start: RunStart) -> None:
+        from quietbeam_plugins.sinks.bluesky.run import PublishedRun
+
         self._end_all()
         settings = self._settings
         self._runs.append(

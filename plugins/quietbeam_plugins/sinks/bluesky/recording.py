@@ -70,7 +70,7 @@ class FollowedFile:
 
     def is_same(self, other: FollowedFile) -> bool:
         """Whether both are one file, whatever their names."""
-        return os.path.sameopenfile(self._descriptor, other._descriptor)  # noqa: SLF001
+        return os.path.sameopenfile(self._descriptor, other._descriptor)
 
     def close(self) -> None:
         """Let go of it."""
