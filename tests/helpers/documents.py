@@ -74,7 +74,6 @@ class Received:
         self.close()
 
 
-
 @contextmanager
 def tiled_server(directory, readable):
     """Run a real Tiled server; give a client of it."""

@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+
 from helpers.documents import Received, document_proxy, tiled_server
 from helpers.recordings import frame, result, run_end, run_start
 from helpers.waiting import until
@@ -205,7 +206,9 @@ def test_documents_are_read_live_through_tiled_and_replayed_to_the_same_tree(dae
         assert not list(backup.iterdir())
         tree = client[run._documents.uid]
         check(tree)
-        again = with_new_uids(replay(tmp_path / "recordings/bluesky" / f"{tree.start['uid']}.jsonl"))
+        again = with_new_uids(
+            replay(tmp_path / "recordings/bluesky" / f"{tree.start['uid']}.jsonl")
+        )
         for name, document in again:
             writer(name, document)
         check(client["again" + tree.start["uid"][5:]])
