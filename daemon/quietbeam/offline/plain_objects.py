@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pickletools import genops
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -112,10 +112,11 @@ class _Dtype:
     """A numpy dtype being put together."""
 
     def __init__(self, name: str, *_: Any) -> None:
-        self.name, self.order = str(name), "="
+        self.name = str(name)
+        self.order: Literal["<", ">", "="] = "="
 
     def build(self, state: Sequence[Any]) -> None:
-        self.order = str(state[1]) if state[1] in ("<", ">") else "="
+        self.order = state[1] if state[1] in ("<", ">") else "="
 
     def resolved(self) -> np.dtype[Any]:
         found = np.dtype(self.name)

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import event_model
 import numpy as np
@@ -28,7 +28,11 @@ DETECTOR = "quietbeam"
 STREAMS = {"primary": (names.CLEAN, names.METRICS), "raw": (names.RAW,)}
 _TABLE_OF = {"primary": "clean", "raw": "raw"}
 _LEFT_OUT = ("crc32", "time_ns", "denoiser", "channel")
-_EXIT = {"completed": "success", "aborted": "abort", "lost": "abort"}
+_EXIT: Mapping[str, Literal["success", "abort"]] = {
+    "completed": "success",
+    "aborted": "abort",
+    "lost": "abort",
+}
 _METADATA_CHARACTERS = 16_000
 
 
@@ -51,7 +55,7 @@ class RunDocuments:
         self._resources: dict[str, list[Any]] = {}
         self.rows = dict.fromkeys(STREAMS, 0)
         self._base = dict.fromkeys(STREAMS, 0)
-        emit("start", self._bundle.start_doc)
+        emit("start", dict(self._bundle.start_doc))
 
     def resource(self, stream: str, path: Path, chunks: Mapping[str, tuple[int, ...]]) -> None:
         """Point at one file of the recording.
