@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-slow fuzz lint lock tiled clean
+.PHONY: demo test test-slow fuzz lint lock tiled web clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -29,6 +29,9 @@ lint: .venv/installed
 
 tiled: .venv/installed  ## what tests with a Tiled server need besides (0.7 GB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[tiled]'
+
+web:  ## build the live page from plugins/web into the plugin's static folder (node >= 20)
+	cd plugins/web && npm ci --no-audit --no-fund && npm run build && npm test
 
 lock: .venv/installed  ## write deploy/constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -v '^-e ' | sed 's/+cpu$$//; s/ @ .*//' > deploy/constraints.txt
