@@ -70,6 +70,7 @@ def snapshot(*, heartbeats=None, source=None, output_state="recording", **change
         },
         "trainer": {"up": True, "progress": {"steps": 10, "loss": 0.5}},
         "decisions": [],
+        "views": {},
         "outputs": {"hdf5.0": output},
         "children": {"hdf5.0": child, "trainer": child},
         "threads": {"started": ["ingest"], "running": ["ingest"], "failed": {}},

@@ -43,6 +43,9 @@ class Actions:
         self.told.append(("train", on))
         return {}
 
+    def annotate(self, text):
+        return {"outputs": [text]}
+
     def checkpoint(self):
         raise QuietbeamError("the trainer is not running")
 

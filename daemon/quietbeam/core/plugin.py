@@ -240,6 +240,10 @@ class Link(Protocol):
         """
         ...
 
+    def verify(self, token: str) -> bool:
+        """Tell whether this is the daemon's control token; from any thread."""
+        ...
+
     def account(self, **counts: int) -> None:
         """Add frames that this view gave up, by reason; from any thread."""
         ...

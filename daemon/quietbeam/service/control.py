@@ -64,6 +64,10 @@ COMMANDS: Mapping[str, CommandSpec] = {
     ),
     "reset": CommandSpec("forget what was learned and the frames seen"),
     "reload": CommandSpec("validate the configuration file and apply what can be applied live"),
+    "annotate": CommandSpec(
+        "keep a remark with the recordings", Argument("text", str, required=True)
+    ),
+    "commands": CommandSpec("every command with the argument it takes"),
 }
 """Every command by name."""
 
@@ -89,6 +93,10 @@ class Actions(Protocol):
 
     def checkpoint(self) -> Mapping[str, Any]:
         """Have the trainer write its state."""
+        ...
+
+    def annotate(self, text: str) -> Mapping[str, Any]:
+        """Keep a remark with the recordings."""
         ...
 
     async def rollback(self, version: int | None) -> Mapping[str, Any]:
@@ -126,7 +134,7 @@ class Control:
         if spec is None:
             raise UnknownCommandError(f"no command {command!r}; known: {', '.join(COMMANDS)}")
         value = checked_argument(command, spec.argument, arguments)
-        if command not in {"status", "ledger"}:
+        if command not in {"status", "ledger", "commands"}:
             log.info("control_command", command=command, arguments=dict(arguments), who=who)
         return await self._call(command, value)
 
@@ -140,6 +148,8 @@ class Control:
             "train_freeze": lambda: actions.train(on=False),
             "train_resume": lambda: actions.train(on=True),
             "checkpoint": actions.checkpoint,
+            "annotate": lambda: actions.annotate(value),
+            "commands": described,
         }
         if command in plain:
             return plain[command]()
@@ -150,6 +160,20 @@ class Control:
             "reload": actions.reload,
         }
         return await waiting[command]()
+
+
+def described() -> Mapping[str, Any]:
+    """Describe every command as JSON, for those who offer them."""
+    return {"commands": {name: _described(spec) for name, spec in COMMANDS.items()}}
+
+
+def _described(spec: CommandSpec) -> dict[str, Any]:
+    argument = spec.argument
+    if argument is None:
+        return {"help": spec.help, "argument": None}
+    about = {"name": argument.name, "type": argument.type.__name__}
+    about |= {"choices": argument.choices, "required": argument.required}
+    return {"help": spec.help, "argument": about}
 
 
 def checked_argument(

@@ -82,6 +82,12 @@ class Operations:
             raise QuietbeamError("the trainer is not running; see [trainer] enabled and the status")
         return {"asked": "checkpoint"}
 
+    def annotate(self, text: str) -> Mapping[str, Any]:
+        """Keep a remark with every recording that is being written."""
+        for output in self._outputs.values():
+            output.note({"annotation": text})
+        return {"outputs": list(self._outputs)}
+
     async def rollback(self, version: int | None) -> Mapping[str, Any]:
         """Use an earlier promoted model."""
         return {"model_version": await self._model.rollback(version)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import threading
 import time
@@ -71,13 +72,16 @@ class ViewLink:
         name: Of the view: its name as a reader of the rings.
         raw_backlog: Raw frames that may wait; see ``ViewSink``.
         clean_backlog: The same for cleaned ones.
+        token: File of the daemon's control token; every daemon writes its own.
     """
 
-    def __init__(self, name: str, raw_backlog: int, clean_backlog: int) -> None:
+    def __init__(
+        self, name: str, raw_backlog: int, clean_backlog: int, token: Path | None = None
+    ) -> None:
         self.stopping = False
         self.given = 0
         """Frames handed to the view."""
-        self._name = name
+        self._name, self._token = name, token
         self._backlogs = {"raw": raw_backlog, "clean": clean_backlog}
         self._say: Callable[[Mapping[str, Any]], None] | None = None
         self._heard_s = 0.0
@@ -129,6 +133,14 @@ class ViewLink:
             raise QuietbeamError(f"{name}: the daemon did not answer") from error
         finally:
             self._waiting.pop(number, None)
+
+    def verify(self, token: str) -> bool:
+        """Tell whether this is the daemon's control token; from any thread."""
+        try:
+            known = "" if self._token is None else self._token.read_text().strip()
+        except OSError:  # no daemon is there
+            return False
+        return bool(known) and hmac.compare_digest(token.encode(), known.encode())
 
     def account(self, **counts: int) -> None:
         """Add frames that this view gave up, by reason; from any thread."""

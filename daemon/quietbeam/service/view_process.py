@@ -26,6 +26,7 @@ from quietbeam.core.errors import ConfigError, QuietbeamError
 from quietbeam.core.plugin import ViewSink
 from quietbeam.registry import find
 from quietbeam.service import logs
+from quietbeam.service.runtime import token_path
 from quietbeam.service.view_link import ViewLink
 from quietbeam.service.view_socket import listen, lock, to_json
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     if held is None:
         structlog.get_logger().error("view_lives_already", view=name, directory=str(directory))
         return _EX_TEMPFAIL
-    server = Server(name, listen(directory, name))
+    server = Server(name, listen(directory, name), token_path(directory))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     try:
@@ -62,10 +63,11 @@ class Server:
     Args:
         name: Of the view.
         listener: Where daemons connect.
+        token: File of the daemon's control token.
     """
 
-    def __init__(self, name: str, listener: socket.socket) -> None:
-        self._name, self._listener = name, listener
+    def __init__(self, name: str, listener: socket.socket, token: Path) -> None:
+        self._name, self._listener, self._token = name, listener, token
         self._first: Message | None = None
         self._came = threading.Event()
         self._link: ViewLink | None = None
@@ -86,7 +88,7 @@ class Server:
         if self._first is None:
             return 0
         plugin = _plugin(self._first)
-        link = ViewLink(self._name, plugin.raw_backlog, plugin.clean_backlog)
+        link = ViewLink(self._name, plugin.raw_backlog, plugin.clean_backlog, self._token)
         self._linger_s = plugin.linger_s
         link.attached(self._send, self._first["rings"])
         self._link = link
