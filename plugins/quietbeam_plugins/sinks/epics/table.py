@@ -376,17 +376,24 @@ def _metrics(metrics: Mapping[str, Any], alarms: Mapping[str, Limits]) -> Iterat
         if spec["shape"]:
             sizes = {"length": count, "dtype": "float64"}
             yield Pv(
-                **{"name": f"{camel(name)}_RBV", "kind": "array", "group": "Metrics"},
+                name=f"{camel(name)}_RBV",
+                kind="array",
+                group="Metrics",
                 **{"source": f"metric:{name}", "fresh": True, **sizes, **texts},
             )
             continue
         yield Pv(
-            **{"name": f"{camel(name)}_RBV", "kind": "float", "group": "Metrics", "precision": 4},
+            name=f"{camel(name)}_RBV",
+            kind="float",
+            group="Metrics",
+            precision=4,
             **{"source": f"metric:{name}", "fresh": True, "attribute": camel(name), **texts},
             alarm=alarms.get(name, Limits()),
         )
         yield Pv(
-            **{"name": f"Snap:{camel(name)}_RBV", "kind": "float", "group": "Snap"},
+            name=f"Snap:{camel(name)}_RBV",
+            kind="float",
+            group="Snap",
             **{"precision": 4, "source": f"snap-metric:{name}", **texts},
         )
 
