@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-READMES = [path for path in sorted(ROOT.rglob("*.md")) if ".venv" not in path.parts]
+IGNORED = {".venv", "node_modules"}
+READMES = [path for path in sorted(ROOT.rglob("*.md")) if IGNORED.isdisjoint(path.parts)]
 
 
 def blocks(language):

@@ -64,9 +64,10 @@ export class Scales {
   }
 
   colours(plane: PlaneName, settings: Settings, dark: boolean): Uint32Array {
-    return plane === "difference"
-      ? divergingMap(dark)
-      : colourMap(settings.colours, settings.inverted);
+    if (plane === "difference") return divergingMap(dark);
+    // Never to be taken for a picture: uncertainty has another map than the others.
+    const own = settings.colours === "magma" ? "viridis" : "magma";
+    return colourMap(plane === "sd" ? own : settings.colours, settings.inverted);
   }
 
   #limitsOf(plane: PlaneImage, settings: Settings): Limits {

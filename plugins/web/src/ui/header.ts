@@ -1,6 +1,6 @@
 /** The top line: what runs, how fresh it is, what becomes of it. */
 
-import { h, setAttribute, setText } from "../dom";
+import { h, icon, setAttribute, setText } from "../dom";
 import { bytes, count, duration, fixed } from "../format";
 import { type Fresh, freshness, type Live } from "../state/live";
 import type { Settings } from "../state/settings";
@@ -38,7 +38,14 @@ export function header(live: Store<Live>, settings: Store<Settings>, actions: He
   const account = h("span", { class: "wide-only" });
   const login = h(
     "button",
-    { type: "button", class: "button", "data-testid": "login-open", onclick: actions.login },
+    {
+      type: "button",
+      class: "button",
+      title: "Log in to control, or out",
+      "data-testid": "login-open",
+      onclick: actions.login,
+    },
+    icon("lock"),
     account,
   );
 
@@ -62,6 +69,7 @@ export function header(live: Store<Live>, settings: Store<Settings>, actions: He
   const unwatch = live.watch((l) => [l.status, l.hello, l.link, l.following], refresh);
   const unsession = live.watch((l) => l.session, (session) => {
     setText(account, session?.authenticated ? "Log out" : "Log in");
+    setAttribute(login, "aria-label", session?.authenticated ? "Log out" : "Log in");
     setAttribute(login, "data-authenticated", String(session?.authenticated ?? false));
   });
   const theme = iconButton("theme", "Dark or light (T)", "theme", () =>

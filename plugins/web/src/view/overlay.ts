@@ -27,8 +27,8 @@ export interface PaneOverlay {
   limits: Limits | undefined;
   colours: Uint32Array;
   unit: string;
-  /** Draw the length bar: once for a row of panes is enough, but each pane has its own. */
-  bars: boolean;
+  /** A swipe's two panes are one picture: one length bar is enough. */
+  bar: boolean;
 }
 
 const FONT = '11px system-ui, -apple-system, "Segoe UI", sans-serif';
@@ -47,10 +47,8 @@ export function drawOverlay(context: Context, over: PaneOverlay): void {
   for (const labels of over.labels) drawOutline(context, over, labels);
   for (const region of over.regions) drawRegion(context, over, region);
   if (over.pointer) drawPointer(context, over, over.pointer);
-  if (over.bars) {
-    drawScaleBar(context, over);
-    drawColourBar(context, over);
-  }
+  if (over.bar) drawScaleBar(context, over);
+  drawColourBar(context, over);
   context.restore();
 }
 
@@ -144,10 +142,11 @@ function drawScaleBar(context: Context, { pane, camera, pixel_m }: PaneOverlay):
 }
 
 const BAR_WIDTH = 96;
+const LEAST_FOR_BAR = 300;
 
 function drawColourBar(context: Context, over: PaneOverlay): void {
   const { pane, limits, colours, unit } = over;
-  if (!limits || pane.width < 340) return;
+  if (!limits || pane.to - pane.from < LEAST_FOR_BAR) return;
   const low = number(limits.low, 3);
   const high = `${number(limits.high, 3)}${unit ? ` ${unit}` : ""}`;
   const lowWidth = context.measureText(low).width;

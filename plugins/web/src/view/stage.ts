@@ -252,7 +252,7 @@ export class Stage {
         limits: this.scales.limits.get(pane.plane),
         colours: this.scales.colours(pane.plane, settings, this.dark()),
         unit: frame.header.unit,
-        bars: true,
+        bar: settings.mode !== "swipe" || pane === panes[0],
       });
     }
   }
