@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test test-slow fuzz lint lock tiled web clean
+.PHONY: demo test producers test-slow fuzz lint lock tiled web clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -16,6 +16,13 @@ test: .venv/installed lint
 
 fuzz: .venv/installed  ## hostile input for longer: make fuzz FUZZ_SECONDS=3600
 	$(BIN)/python tests/fuzz/decoders.py --seconds $(FUZZ_SECONDS)
+
+producers:  ## simulators that others wrote, each in an environment of its own, for test-slow
+	for list in tests/producers/*.txt; do \
+		home=.venv-producers/$$(basename $$list .txt); \
+		$(PYTHON) -m venv $$home; \
+		$$home/bin/python -m pip install --quiet --disable-pip-version-check -r $$list || exit 1; \
+	done
 
 test-slow: .venv/installed  ## longer tests: real producers, soak, many kills
 	$(BIN)/python -m pytest -q -m slow --timeout 600 $(ARGS)
@@ -37,7 +44,7 @@ lock: .venv/installed  ## write deploy/constraints.txt from what is installed
 	$(BIN)/pip freeze --exclude-editable | grep -v '^-e ' | sed 's/+cpu$$//; s/ @ .*//' > deploy/constraints.txt
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-producers build dist .pytest_cache .ruff_cache .import_linter_cache
 
 # A plain build of torch is asked for by its exact version, so that a machine
 # without a GPU gets the CPU build where one is offered.

@@ -15,7 +15,7 @@ from quietbeam.core.errors import (
     SinkError,
     SourceError,
 )
-from quietbeam.core.events import Event, Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.events import Dropped, Event, Frame, Rejected, RunEnd, RunStart
 from quietbeam.core.plugin import (
     AnalysisPlugin,
     CorrectionPlugin,
@@ -43,6 +43,7 @@ __all__ = [
     "CorrectionPlugin",
     "DataError",
     "DenoiserPlugin",
+    "Dropped",
     "EngineError",
     "Event",
     "Frame",

@@ -1,29 +1,25 @@
 """Detector simulators that others wrote, run for real, each in an environment of its own.
 
-Each is looked for under the name in an environment variable, then on PATH, and
-skipped where it is not installed:
-
-    QUIETBEAM_EIGER_SIMULATOR   the command of eiger-simulator 0.5.1
-    QUIETBEAM_LIBERTEM_PYTHON   a Python that has libertem-dectris 0.3.2
-    QUIETBEAM_KARABO_PYTHON     a Python that has karabo-bridge 0.7.0
-    QUIETBEAM_KARABO_SIMULATOR  the command karabo-bridge-server-sim of it
-    QUIETBEAM_PVAPY_SIMULATOR   the command pvapy-ad-sim-server of pvapy 5.6.0
+`make producers` installs them, from tests/producers/*.txt, into .venv-producers; the environment
+variable QUIETBEAM_PRODUCERS names another directory. What is not installed is skipped.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
+import cbor2
 import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from dectris.compression import decompress
 
 from helpers.daemons import free_port
 from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
@@ -32,12 +28,16 @@ from quietbeam_plugins.sources.karabo import Karabo
 from quietbeam_plugins.sources.pva import Pva
 
 pytestmark = pytest.mark.slow
-EIGER_SIMULATOR = shutil.which(os.environ.get("QUIETBEAM_EIGER_SIMULATOR", "eiger-simulator"))
-LIBERTEM = shutil.which(os.environ.get("QUIETBEAM_LIBERTEM_PYTHON", "libertem-dectris-python"))
-KARABO_PYTHON = shutil.which(os.environ.get("QUIETBEAM_KARABO_PYTHON", "karabo-python"))
-KARABO = shutil.which(os.environ.get("QUIETBEAM_KARABO_SIMULATOR", "karabo-bridge-server-sim"))
-PVAPY = shutil.which(os.environ.get("QUIETBEAM_PVAPY_SIMULATOR", "pvapy-ad-sim-server"))
-needs = pytest.mark.skipif
+HOME = Path(os.environ.get("QUIETBEAM_PRODUCERS", Path(__file__).parents[2] / ".venv-producers"))
+
+
+def needs(producer):
+    missing = not (HOME / producer / "bin" / "python").exists()
+    return pytest.mark.skipif(missing, reason=f"{producer} is not installed: make producers")
+
+
+def program(producer, name):
+    return str(HOME / producer / "bin" / name)
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def acquire(detector, api, **config):
     return thread
 
 
-@needs(EIGER_SIMULATOR is None, reason="eiger-simulator is not installed")
+@needs("eiger-simulator")
 @pytest.mark.parametrize("compression", ["bslz4", "lz4"])
 def test_eiger_simulator_is_read_bit_exact(tmp_path, compression):
     images = np.random.default_rng(0).poisson(3, (3, 3269, 3110)).astype("u2")  # its only shape
@@ -108,7 +108,13 @@ def test_eiger_simulator_is_read_bit_exact(tmp_path, compression):
         link = h5py.ExternalLink("m_data_000001.h5", "/entry/data/data")
         file["/entry/data/data_000001"] = link
     http, stream = free_port(), free_port()
-    command = (EIGER_SIMULATOR, "--host", "127.0.0.1", "--port", str(http))
+    command = (
+        program("eiger-simulator", "eiger-simulator"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(http),
+    )
     command += ("--zmq", f"tcp://127.0.0.1:{stream}", "--default-compression", compression)
     command += ("--dataset", str(tmp_path / "m_master.h5"))
     source = Dectris(address=f"tcp://127.0.0.1:{stream}")
@@ -137,9 +143,71 @@ time.sleep(5)
 """
 
 
-@needs(LIBERTEM is None, reason="libertem-dectris is not installed")
+_TICKIT = """
+import sys
+import aiozmq
+from tickit.cli import main
+create = aiozmq.create_zmq_stream
+aiozmq.create_zmq_stream = lambda kind, *, bind, connect: create(kind, bind=bind)
+main(["--log-level", "ERROR", "all", sys.argv[1]])
+"""
+"""Its PUSH socket is bound, but also connects to itself and so may give itself messages."""
+
+
+@contextmanager
+def tickit(folder):
+    """Give the REST interface and the addresses of Stream V1 and V2."""
+    http, v1, v2 = free_port(), free_port(), free_port()
+    (folder / "eiger.yaml").write_text(
+        f"- {{type: tickit_devices.eiger.Eiger, name: eiger, inputs: {{}}, host: 127.0.0.1, "
+        f"port: {http}, stream_legacy_port: {v1}, stream_cbor_port: {v2}}}\n"
+    )
+    python = program("tickit-devices", "python")
+    with process(python, "-c", _TICKIT, folder / "eiger.yaml", stdout=subprocess.DEVNULL):
+        rest = f"http://127.0.0.1:{http}"
+        wait_for(f"{rest}/detector/api/1.8.0/config/nimages")
+        yield rest, {"legacy": f"tcp://127.0.0.1:{v1}", "cbor": f"tcp://127.0.0.1:{v2}"}
+
+
+def sample_of_tickit(form):
+    """Give the one image it sends, decoded by hand: a real EIGER2 16M, 4362 x 4148 pixels."""
+    [data] = (HOME / "tickit-devices").glob("lib/python*/site-packages/tickit_devices/eiger/data")
+    if form == "legacy":
+        blob, shape = (data / "frame_sample").read_bytes(), (4362, 4148)
+    else:
+        message = cbor2.loads((data / "stream2" / "image.cbor").read_bytes())
+        [array] = message["data"].values()
+        shape, typed = array.value
+        blob = typed.value.value[2]
+    flat = np.frombuffer(decompress(blob, "bslz4", elem_size=2), "u2")
+    return flat.reshape(tuple(shape))
+
+
+@needs("tickit-devices")
+@pytest.mark.parametrize("form", ["legacy", "cbor"])
+@pytest.mark.parametrize("detail", ["basic", "all"])
+def test_tickit_is_read_bit_exact(tmp_path, form, detail):
+    with tickit(tmp_path) as (rest, addresses):
+        ask(f"{rest}/stream/api/1.8.0/config/format", form)
+        ask(f"{rest}/stream/api/1.8.0/config/header_detail", detail)
+        with Dectris(address=addresses[form]).open() as stream:
+            # It is armed for external triggers, and answers no other until the series is over.
+            asking = acquire(rest, "1.8.0", trigger_mode="ints", nimages=4, frame_time=0.1)
+            events = read_run(stream)
+            asking.join(60)
+    begun, *frames, end = events
+    assert isinstance(begun, RunStart)
+    assert (begun.shape, begun.dtype, begun.frames_expected) == ((4362, 4148), np.dtype("u2"), 4)
+    assert (end.reason, [frame.index for frame in frames]) == ("completed", [0, 1, 2, 3])
+    expected = sample_of_tickit(form)
+    for frame in frames:
+        np.testing.assert_array_equal(frame.pixels, expected)
+
+
+@needs("libertem-dectris")
 def test_the_simulator_of_libertem_sends_every_header_part_by_itself():
-    with process(LIBERTEM, "-c", _LIBERTEM, stdout=subprocess.PIPE, text=True) as detector:
+    python = program("libertem-dectris", "python")
+    with process(python, "-c", _LIBERTEM, stdout=subprocess.PIPE, text=True) as detector:
         assert detector.stdout is not None
         address = detector.stdout.readline().strip()
         with Dectris(address=address).open() as stream:
@@ -172,13 +240,14 @@ sys.stdin.readline()
 """
 
 
-@needs(KARABO_PYTHON is None, reason="karabo-bridge is not installed")
+@needs("karabo-bridge")
 @pytest.mark.parametrize(("server", "reader"), [("REP", "req"), ("PUB", "sub"), ("PUSH", "pull")])
 def test_what_karabo_bridge_serialises_is_read_bit_exact(tmp_path, server, reader):
     images = np.random.default_rng(0).poisson(9, (5, 2, 3, 32, 16)).astype("u2")  # t, p, m, y, x
     np.save(tmp_path / "x.npy", images)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with process(KARABO_PYTHON, "-c", _KARABO, tmp_path / "x.npy", server, **pipes) as bridge:
+    command = (program("karabo-bridge", "python"), "-c", _KARABO, tmp_path / "x.npy", server)
+    with process(*command, **pipes) as bridge:
         address = f"tcp://127.0.0.1:{bridge.stdout.readline().strip()}"
         with Karabo(address=address, socket=reader, run_timeout_s=1.0).open() as stream:
             for _ in range(10):  # a second, by which a subscription has arrived
@@ -196,11 +265,19 @@ def test_what_karabo_bridge_serialises_is_read_bit_exact(tmp_path, server, reade
     assert len(frames) == 10
 
 
-@needs(KARABO is None, reason="karabo-bridge is not installed")
+@needs("karabo-bridge")
 @pytest.mark.parametrize(("server", "reader"), [("REP", "req"), ("PUSH", "pull")])
 def test_the_simulator_of_karabo_sends_trains_of_agipd(server, reader):
     port = free_port()
-    command = (KARABO, "-d", "AGIPDModule", "-r", "-z", server, str(port))
+    command = (
+        program("karabo-bridge", "karabo-bridge-server-sim"),
+        "-d",
+        "AGIPDModule",
+        "-r",
+        "-z",
+        server,
+        str(port),
+    )
     source = Karabo(address=f"tcp://127.0.0.1:{port}", socket=reader, axes="yxp")
     with process(*command, stdout=subprocess.DEVNULL), source.open() as stream:
         events = []
@@ -215,10 +292,18 @@ def test_the_simulator_of_karabo_sends_trains_of_agipd(server, reader):
         assert 1500 <= frame.pixels.min() < 1510 < 1590 < frame.pixels.max() < 1600
 
 
-@needs(KARABO is None, reason="karabo-bridge is not installed")
+@needs("karabo-bridge")
 def test_version_1_0_of_karabo_is_refused_by_name():
     port = free_port()
-    command = (KARABO, "-d", "AGIPDModule", "-r", "-p", "1.0", str(port))
+    command = (
+        program("karabo-bridge", "karabo-bridge-server-sim"),
+        "-d",
+        "AGIPDModule",
+        "-r",
+        "-p",
+        "1.0",
+        str(port),
+    )
     with (
         process(*command, stdout=subprocess.DEVNULL),
         Karabo(address=f"tcp://127.0.0.1:{port}").open() as stream,
@@ -228,13 +313,23 @@ def test_version_1_0_of_karabo_is_refused_by_name():
     assert (event.reason, "karabo" in event.detail) == ("unsafe", True)
 
 
-@needs(PVAPY is None, reason="pvapy is not installed")
+@needs("pvapy")
 @pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
 def test_the_area_detector_simulator_of_pvapy_is_read_bit_exact(tmp_path, dtype):
     images = np.random.default_rng(0).poisson(9, (5, 24, 40)).astype(dtype)
     np.save(tmp_path / "x.npy", images)
     search, channel = free_port(), f"sw{free_port()}:image"
-    command = (PVAPY, "-cn", channel, "-if", tmp_path / "x.npy", "-fps", "10", "-rt", "60")
+    command = (
+        program("pvapy", "pvapy-ad-sim-server"),
+        "-cn",
+        channel,
+        "-if",
+        tmp_path / "x.npy",
+        "-fps",
+        "10",
+        "-rt",
+        "60",
+    )
     command += ("-nf", "5", "-dc", "-std", "3")
     server = {"EPICS_PVAS_INTF_ADDR_LIST": "127.0.0.1", "EPICS_PVAS_BROADCAST_PORT": str(search)}
     server |= {"EPICS_PVAS_SERVER_PORT": str(free_port())}

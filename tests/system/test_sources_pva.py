@@ -1,5 +1,6 @@
 """NTNDArrays of EPICS PV Access, from a server on loopback."""
 
+import itertools
 import socket
 import threading
 import time
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 
 from helpers.daemons import free_port
-from quietbeam.core.events import Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.events import Dropped, Frame, Rejected, RunEnd, RunStart
 from quietbeam.testing.simulators import encoder, simulate
 
 pytest.importorskip("p4p")
 
 from quietbeam.testing.simulators.pva import as_value, open_pva_sender
-from quietbeam_plugins.sources.pva import Pva
+from quietbeam_plugins.sources.pva import Pva, _Updates
 
 IMAGES = np.random.default_rng(0).poisson(9, (6, 24, 40)).astype("u2")
 
@@ -97,6 +98,18 @@ def test_what_is_wrong_is_refused_by_reason(bad, reason):
     assert [event.reason for event in events if isinstance(event, Rejected)] == [reason]
     assert [event.index for event in events if isinstance(event, Frame)] == [3, 5]
     assert decoded(bad, max_frame_bytes=1000)[0].reason in {reason, "oversized"}
+
+
+def test_updates_that_find_no_room_are_counted_by_reason():
+    updates = _Updates(2)
+    for number in range(5):
+        updates.put(value(uniqueId=number))
+    updates.put(ConnectionError())  # is no frame
+    events = itertools.islice(Pva(channel="x", receive_frames=2)._events(updates), 4)
+    dropped, begun, *frames = events
+    assert dropped == Dropped(frames=3, reason="queue_full")
+    assert isinstance(begun, RunStart)
+    assert [frame.index for frame in frames] == [0, 1]
 
 
 def test_a_damaged_blosc_image_is_refused():

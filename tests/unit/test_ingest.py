@@ -7,7 +7,7 @@ import pytest
 from pydantic import PrivateAttr
 
 from quietbeam.core import records, ring
-from quietbeam.core.events import Frame, RunEnd, RunStart
+from quietbeam.core.events import Dropped, Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.pipeline.alarms import Alarms
@@ -80,6 +80,14 @@ def test_a_run_whose_start_never_fits_is_given_up_frame_by_frame_and_the_next_on
     assert ledger.run("huge")["stages"][STAGE]["dropped"] == {"oversized": 3}
     assert ledger.run("next")["stages"][STAGE]["sent"] == 3
     assert ledger.run("huge")["stages"][STAGE]["in_flight"] == 0
+
+
+def test_frames_that_a_source_had_no_room_for_are_dropped_by_reason(tmp_path):
+    events = run_of("a")
+    events.insert(2, Dropped(frames=7, reason="queue_full"))
+    ledger, _ = taken_in(tmp_path, lambda: iter(events))
+    told = ledger.run("a")["stages"][STAGE]
+    assert told == {"received": 10, "sent": 3, "dropped": {"queue_full": 7}, "in_flight": 0}
 
 
 SOURCES = {

@@ -50,20 +50,48 @@ def test_stins_tells_what_its_header_tells():
     json.dumps(begun.metadata)
 
 
-@pytest.mark.parametrize("threshold", [0, 1, 2])
+THRESHOLDS = {
+    "all": [0, 1, 2],
+    ("threshold_2",): [1],
+    ("threshold_3", "threshold_1"): [2, 0],
+}
+
+
+@pytest.mark.parametrize("channels", THRESHOLDS)
 @pytest.mark.parametrize("packed", [True, False])
-def test_stins_sends_one_part_or_one_stack_for_all_thresholds(threshold, packed):
+def test_thresholds_of_stins_are_channels_sent_in_one_part_or_in_many(channels, packed):
     header = {"shape": [3, 24, 40], "compression": "bslz4" if packed else "none"}
     if packed:
         parts = [stins(**header, chunks=[1, 24, 40]), *map(compress.bslz4, IMAGES)]
     else:
         parts = [stins(**header), IMAGES.tobytes()]
+    taken = THRESHOLDS[channels]
     for messages in ([parts], [[part] for part in parts]):
-        events = feed(decoder("stins", threshold=threshold), messages)
+        events = feed(decoder("stins", channels=channels), messages)
         assert kinds(events) == ["RunStart", "Frame"]
-        np.testing.assert_array_equal(events[1].pixels, IMAGES[threshold])
-    events = feed(decoder("stins", threshold=3), [parts])
-    assert [event.reason for event in events] == ["shape"]
+        names = tuple(f"threshold_{n + 1}" for n in taken)
+        assert events[0].channels == (names if len(taken) > 1 else ())
+        np.testing.assert_array_equal(events[1].pixels, np.squeeze(IMAGES[taken]))
+    events = feed(decoder("stins", channels=("threshold_4",)), [parts])
+    assert [event.reason for event in events] == ["malformed"]
+
+
+def test_a_threshold_of_stins_that_is_damaged_or_missing_costs_its_frame_and_no_other():
+    header = stins(shape=[3, 24, 40], compression="bslz4", chunks=[1, 24, 40])
+    good = [compress.bslz4(pixels) for pixels in IMAGES]
+    running = decoder("stins")
+    events = feed(running, [[header, good[0], good[1][:40], good[2]]])
+    assert [event.reason for event in events] == ["compression"]
+    events = feed(running, [[header, *good[:2]], [header, *good]])
+    assert kinds(events) == ["Rejected", "RunStart", "Frame"]
+    assert events[0].reason == "truncated"
+    np.testing.assert_array_equal(events[2].pixels, IMAGES)
+
+
+@pytest.mark.parametrize("settings", [KaraboSource, SlsSource])
+def test_formats_without_channels_refuse_the_setting(settings):
+    with pytest.raises(ValidationError, match="channels"):
+        settings(address="tcp://127.0.0.1:1", channels=("threshold_1",))
 
 
 def test_a_stins_series_whose_header_was_lost_is_a_run_of_its_own():
@@ -73,6 +101,18 @@ def test_a_stins_series_whose_header_was_lost_is_a_run_of_its_own():
     assert kinds(events) == ["RunStart", "Frame", "RunEnd"]
     assert kinds(feed(running, [[stins(msg_number=1, frame=1), pixels]])) == ["Rejected"]  # stray
     assert kinds(feed(running, [[stins(msg_number=4), pixels]])) == ["RunStart", "Frame"]
+
+
+def test_modules_that_the_end_overtook_start_no_run_of_their_own():
+    running = decoder("sls", receivers=2, grace_s=0, module_timeout_s=0.1)
+    events = feed(running, [sls(n, row=0) for n in (1, 2, 3)] + [sls(1, row=1), sls_end()])
+    assert kinds(events) == ["RunStart", "Frame"]
+    closing = list(running.idle(SECOND // 5))  # the end of the other receiver never comes
+    assert kinds(closing) == ["Rejected", "Frame", "Rejected", "Frame", "RunEnd"]
+    late = feed(running, [sls(2, row=1), sls(3, row=1)], SECOND // 4)
+    assert [event.reason for event in late] == ["foreign", "foreign"]
+    again = feed(running, [sls(1), sls(1, row=1), sls(2), sls(2, row=1)], SECOND // 3)
+    assert kinds(again) == ["RunStart", "Frame", "Frame"]
 
 
 def test_the_end_of_a_stins_series_may_overtake_its_last_frame():

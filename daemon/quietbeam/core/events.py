@@ -1,7 +1,8 @@
 """What a source says: a run starts, frames arrive, the run ends.
 
 The grammar of every source is ``(RunStart Frame* RunEnd)*``.  A ``Rejected``
-may stand anywhere: it is a message that was refused, and why.
+may stand anywhere: it is a message that was refused, and why.  So may
+``Dropped``: frames that a source had no room for.
 """
 
 from __future__ import annotations
@@ -142,4 +143,17 @@ class Rejected:
     index: int | None = None
 
 
-Event = RunStart | Frame | RunEnd | Rejected
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """Frames that reached the source and were given up there, before they were read.
+
+    Attributes:
+        frames: How many.
+        reason: A word that labels a metric, such as ``queue_full``.
+    """
+
+    frames: int
+    reason: str
+
+
+Event = RunStart | Frame | RunEnd | Rejected | Dropped

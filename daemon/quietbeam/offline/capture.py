@@ -39,7 +39,7 @@ _LENGTH = struct.Struct("<I")
 _RECORD = struct.Struct("<QIIQ")
 _STARTS_MESSAGE, _MORE = 1, 2
 _LONGEST_HEADER = 1 << 20
-DECODING = {"run_timeout_s", "grace_s", "channels"}
+DECODING = {"run_timeout_s", "grace_s"}
 """Settings that all sources have and that say how a stream is decoded."""
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from quietbeam.core import place, records
 from quietbeam.core.errors import QuietbeamError, SourceError
-from quietbeam.core.events import EndReason, Event, Frame, Rejected, RunEnd, RunStart
+from quietbeam.core.events import Dropped, EndReason, Event, Frame, Rejected, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam.core.ring import RingWriter
@@ -112,6 +112,11 @@ class Ingest:
                 self._ledger.refused(event.reason, run=event.run, frame=frame)
                 self._watch.refused(event)
                 self._warn(event.reason, event.detail)
+            case Dropped():
+                run = None if self._run is None else self._run.run
+                self._ledger.received(STAGE, event.frames, run=run)
+                self._ledger.dropped(STAGE, event.reason, event.frames, run=run)
+                self._warn(event.reason, f"{event.frames} frames were given up by the source")
 
     def _start(self, run: RunStart) -> None:
         self._close_run("lost")

@@ -28,7 +28,7 @@ from quietbeam_plugins.sources.payload import (
     whole,
 )
 from quietbeam_plugins.sources.series import SeriesKey, SeriesMachine, stamped
-from quietbeam_plugins.sources.zmq_parts import StreamSource
+from quietbeam_plugins.sources.zmq_parts import ChannelSource
 
 _KEY: SeriesKey = ("", 0)
 _KINDS = ("array-1.0", "chunk-1.0")
@@ -36,7 +36,7 @@ _REORDERED_FRAMES = 64
 _EPICS_EPOCH_S = 631_152_000  # 1990-01-01 in Unix time
 
 
-class Array(StreamSource):
+class Array(ChannelSource):
     """``array-1.0`` and areaDetector ADZMQ, published or pushed."""
 
     nodata_at_maximum: bool = False
@@ -52,11 +52,11 @@ class ArraySettings(Protocol):
 
     @property
     def run_timeout_s(self) -> float | None:
-        """As ``StreamSource`` has it."""
+        """As ``ChannelSource`` has it."""
 
     @property
     def max_frame_bytes(self) -> int:
-        """As ``StreamSource`` has it."""
+        """As ``ChannelSource`` has it."""
         ...
 
     @property

@@ -11,10 +11,10 @@ from quietbeam_plugins.sources.payload import Bytes, RefusedError
 from quietbeam_plugins.sources.series import SeriesMachine
 from quietbeam_plugins.sources.stream1 import Stream1
 from quietbeam_plugins.sources.stream2 import Stream2
-from quietbeam_plugins.sources.zmq_parts import StreamSource
+from quietbeam_plugins.sources.zmq_parts import ChannelSource
 
 
-class Dectris(StreamSource):
+class Dectris(ChannelSource):
     """A DECTRIS detector, or anything that speaks its stream (Stream V1 and V2)."""
 
     format: Literal["auto", "v1", "v2"] = "auto"

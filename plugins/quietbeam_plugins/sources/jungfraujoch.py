@@ -17,7 +17,7 @@ from quietbeam_plugins.sources.cbor import plain, read_map
 from quietbeam_plugins.sources.payload import Bytes, RefusedError
 from quietbeam_plugins.sources.series import SeriesMachine
 from quietbeam_plugins.sources.stream2 import Stream2
-from quietbeam_plugins.sources.zmq_parts import StreamSource
+from quietbeam_plugins.sources.zmq_parts import ChannelSource
 
 _log = structlog.get_logger()
 _DUMMY_SHAPE = [2, 2]
@@ -27,7 +27,7 @@ _BY_DECTRIS = {
 }
 
 
-class Jungfraujoch(StreamSource):
+class Jungfraujoch(ChannelSource):
     """A detector behind Jungfraujoch: its image stream (pull) or its preview (sub)."""
 
     def decoder(self) -> JungfraujochDecoder:

@@ -17,7 +17,7 @@ import structlog
 from pydantic import PositiveFloat, PositiveInt
 
 from quietbeam.core.errors import SourceError
-from quietbeam.core.events import Event
+from quietbeam.core.events import Dropped, Event
 from quietbeam.core.plugin import SourcePlugin
 from quietbeam_plugins.sources.array import ArrayDecoder, ArrayHeader
 from quietbeam_plugins.sources.channels import Wanted, layout_of
@@ -56,7 +56,7 @@ class Pva(SourcePlugin):
     max_frame_bytes: PositiveInt = 256 << 20
     """Larger images are refused before anything is allocated."""
     receive_frames: PositiveInt = 64
-    """Frames that may wait for us; then the newest are lost, which leaves a gap in the numbers."""
+    """Frames that may wait for us; then the newest are lost: counted as ``queue_full``."""
     run_timeout_s: PositiveFloat | None = None
     """A run is over after this pause; None derives it from the pauses so far."""
     channels: Wanted = "all"
@@ -78,35 +78,57 @@ class Pva(SourcePlugin):
             from p4p.client.thread import Context
         except ImportError:
             raise SourceError("pva needs p4p: pip install 'quietbeam[epics]'") from None
-        updates: Queue[tuple[Any, int]] = Queue(self.receive_frames)
-
-        def take(update: Any) -> None:
-            try:
-                updates.put_nowait((update, time.monotonic_ns()))
-            except Full:
-                _log.warning("pva_frames_lost", channel=self.channel, setting="receive_frames")
-
+        updates = _Updates(self.receive_frames)
         where = {"EPICS_PVA_ADDR_LIST": self.servers, "EPICS_PVA_AUTO_ADDR_LIST": "NO"}
         request = f"record[queueSize={self.receive_frames}]field()"
         with (
             Context("pva", conf=where if self.servers else None, nt=False) as context,
-            context.monitor(self.channel, take, request=request, notify_disconnect=True),
+            context.monitor(self.channel, updates.put, request=request, notify_disconnect=True),
         ):
             yield self._events(updates)
 
-    def _events(self, updates: Queue[tuple[Any, int]]) -> Iterator[Event | None]:
+    def _events(self, updates: _Updates) -> Iterator[Event | None]:
         decoder = self.decoder()
         while True:
-            try:
-                update, received_ns = updates.get(timeout=_POLL_S)
-            except Empty:
+            if frames := updates.newly_lost():
+                yield Dropped(frames=frames, reason="queue_full")
+            found = updates.get()
+            if found is None:
                 yield from decoder.idle(time.monotonic_ns())
                 yield None
                 continue
+            update, received_ns = found
             if isinstance(update, Exception):
                 _log.info("pva_channel", channel=self.channel, state=type(update).__name__)
                 continue
             yield from decoder.update(update, received_ns)
+
+
+class _Updates:
+    """What p4p's thread hands to ours; it never waits for room."""
+
+    def __init__(self, size: int) -> None:
+        self._queue: Queue[tuple[Any, int]] = Queue(size)
+        self._lost = self._told = 0  # each written by one thread only
+
+    def put(self, update: Any) -> None:
+        """Take an update, or what became of the connection."""
+        try:
+            self._queue.put_nowait((update, time.monotonic_ns()))
+        except Full:
+            self._lost += not isinstance(update, Exception)
+
+    def get(self) -> tuple[Any, int] | None:
+        """Give the oldest and when it came; None if none came in time."""
+        try:
+            return self._queue.get(timeout=_POLL_S)
+        except Empty:
+            return None
+
+    def newly_lost(self) -> int:
+        """Tell how many found no room since this was last asked."""
+        before, self._told = self._told, self._lost
+        return self._told - before
 
 
 class PvaDecoder(ArrayDecoder):

@@ -35,6 +35,8 @@ _DTYPES = {4: "u1", 8: "u1", 16: "u2", 32: "u4", 64: "u8"}
 _EIGER = 1
 _TICK_NS = 100  # the detectors' clock runs at 10 MHz
 _REORDERED_FRAMES = 64
+_LATE_NS = 1_000_000_000  # after the end of an acquisition, for modules that it overtook
+_MOST_MISSING = 4096
 _SILENCE_NS = 5_000_000_000  # before a counter that starts again is that of a new acquisition
 
 
@@ -87,6 +89,8 @@ class SlsDecoder(JsonPairs[_Header]):
         self._ends_at_ns: int | None = None
         self._about: dict[str, Any] = {}
         self._last_ns = 0
+        self._missing: dict[tuple[int, int, int], None] = {}  # number, row, column; oldest first
+        self._closed_ns: int | None = None
 
     @property
     def _key(self) -> SeriesKey:
@@ -103,6 +107,7 @@ class SlsDecoder(JsonPairs[_Header]):
     def data(self, waiting: _Header, part: Bytes, received_ns: int) -> Generator[Event, None, None]:
         """Put a module into its frame; give the frames that are complete by that."""
         pixels = _pixels(waiting, part, self._settings.max_frame_bytes)
+        self._refuse_leftover(waiting.module, received_ns)
         if self._is_another_run(waiting.module.number, received_ns):
             yield from self._renew()
         else:
@@ -136,6 +141,18 @@ class SlsDecoder(JsonPairs[_Header]):
         again = number < given - _REORDERED_FRAMES
         return again or (number <= given and now_ns - self._last_ns > _SILENCE_NS)
 
+    def _refuse_leftover(self, module: Module, now_ns: int) -> None:
+        """Refuse what one receiver still sends of an acquisition whose end another one told."""
+        if self._closed_ns is None:
+            return
+        place = module.number, module.row, module.column
+        if now_ns - self._closed_ns <= _LATE_NS and place in self._missing:
+            del self._missing[place]
+            detail = f"row {module.row} column {module.column} of frame {module.number}"
+            raise RefusedError("foreign", f"{detail}, of an acquisition that is over")
+        self._closed_ns = None
+        self._missing.clear()
+
     def _check(self, module: Module, pixels: NDArray[Any]) -> None:
         """Refuse a module that does not fit the run before it spoils a frame."""
         run = self._machine.running
@@ -160,6 +177,7 @@ class SlsDecoder(JsonPairs[_Header]):
         yield from self._give(self._modules.flush())
         if self._machine.running is not None:
             yield from self._machine.end(self._key, now_ns)
+        self._closed_ns = now_ns
         yield from self._renew()
 
     def _renew(self) -> Iterator[Event]:
@@ -175,6 +193,7 @@ class SlsDecoder(JsonPairs[_Header]):
     def _give(self, mosaics: Iterator[Mosaic]) -> Iterator[Event]:
         for mosaic in mosaics:
             if mosaic.missing:
+                self._note_missing(mosaic)
                 done = "filled" if self._settings.incomplete == "fill" else "dropped"
                 shown = ", ".join(
                     f"row {row} column {column}" for row, column in mosaic.missing[:4]
@@ -191,6 +210,11 @@ class SlsDecoder(JsonPairs[_Header]):
                 received_ns=mosaic.received_ns,
                 describe=lambda mosaic=mosaic: self._describe(mosaic.pixels),
             )
+
+    def _note_missing(self, mosaic: Mosaic) -> None:
+        self._missing |= {(mosaic.number, *place): None for place in mosaic.missing}
+        while len(self._missing) > _MOST_MISSING:
+            del self._missing[next(iter(self._missing))]
 
     def _describe(self, pixels: NDArray[Any]) -> RunStart:
         about = self._about

@@ -1,7 +1,8 @@
 """STINS, the stream of MAX IV's detectors, and that of their Xspress3, which is a dialect of it.
 
 A header, images and the end of a series, each a JSON object with ``htype``; an
-image is followed by its bytes, one part for each threshold.  Xspress3 adds a
+image is followed by its bytes, one part for each threshold, which is a channel
+of its own.  Xspress3 adds a
 pickled part with its dead times; it is passed over and never loaded.
 """
 
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt
 
 from quietbeam.core.events import Event, Rejected, RunStart
+from quietbeam.core.planes import MAX_CHANNELS
+from quietbeam_plugins.sources.channels import chosen, together
 from quietbeam_plugins.sources.json_pairs import JsonPairs
 from quietbeam_plugins.sources.payload import (
     Bytes,
@@ -31,16 +33,17 @@ from quietbeam_plugins.sources.payload import (
     whole,
 )
 from quietbeam_plugins.sources.series import SeriesKey, SeriesMachine, stamped
-from quietbeam_plugins.sources.zmq_parts import StreamSource
+from quietbeam_plugins.sources.zmq_parts import ChannelSource
 
-_MAX_THRESHOLDS = 64
+_MAX_THRESHOLDS = MAX_CHANNELS
 
 
-class Stins(StreamSource):
-    """MAX IV's STINS (streaming-receiver and its detectors) and Xspress3."""
+class Stins(ChannelSource):
+    """MAX IV's STINS (streaming-receiver and its detectors) and Xspress3.
 
-    threshold: NonNegativeInt = 0
-    """Which of several thresholds to read; the first is 0."""
+    Several thresholds are the channels ``threshold_1``, ``threshold_2`` and so on.
+    """
+
     nodata_at_maximum: bool = True
     """Integer pixels at the dtype's maximum hold no data (as DECTRIS detectors do it)."""
 
@@ -56,11 +59,17 @@ class _Unit:
     number: int | None = None
     """Of the frame; None for a header."""
     shape: tuple[int, int, int] = (1, 1, 1)
+    taken: tuple[int, ...] = (0,)
+    """Which thresholds, from 0."""
+    channels: tuple[str, ...] = ()
+    """What they are called; empty for one."""
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype("u1"))
     codec: Codec = ""
     blobs: int = 1
     exposure_s: float | None = None
     came: int = 0
+    images: dict[int, NDArray[Any]] = field(default_factory=dict)
+    """By threshold: those that came so far."""
 
 
 class StinsDecoder(JsonPairs[_Unit]):
@@ -104,10 +113,9 @@ class StinsDecoder(JsonPairs[_Unit]):
         at, waiting.came = waiting.came, waiting.came + 1
         if at > waiting.blobs:  # one more may be the dead times of Xspress3
             raise RefusedError("malformed", f"frame {waiting.number}: more data than described")
-        wanted = self._settings.threshold if waiting.blobs > 1 else 0
-        if at == wanted:
+        if at < waiting.blobs and (waiting.blobs == 1 or at in waiting.taken):
             try:
-                yield from self._frame(waiting, part, received_ns)
+                yield from self._data(waiting, at, part, received_ns)
             except RefusedError as refused:
                 yield refused.event  # what follows still belongs to this image
         return waiting
@@ -133,24 +141,35 @@ class StinsDecoder(JsonPairs[_Unit]):
         sizes = message.get("shape")
         shape = image_shape(sizes[-2:] if isinstance(sizes, list) else sizes)
         thresholds = _thresholds(sizes)
-        if self._settings.threshold >= thresholds:
-            detail = f"frame {number} has {thresholds} thresholds, none {self._settings.threshold}"
-            raise RefusedError("shape", detail)
+        dtype = image_dtype(message.get("type"))
+        names = [f"threshold_{n + 1}" for n in range(thresholds)]
+        taken = chosen(names, self._settings.channels)
+        size = thresholds * shape[0] * shape[1] * dtype.itemsize
+        if size > self._settings.max_frame_bytes:
+            detail = f"frame {number}: {size} bytes; max_frame_bytes is "
+            raise RefusedError("oversized", detail + str(self._settings.max_frame_bytes))
         return _Unit(
             number=number,
             shape=(thresholds, *shape),
-            dtype=image_dtype(message.get("type")),
+            taken=tuple(names.index(name) for name in taken),
+            channels=taken if len(taken) > 1 else (),
+            dtype=dtype,
             codec=codec_of(message.get("compression") or ""),
             blobs=thresholds if message.get("chunks") else 1,
             exposure_s=positive(message, "exptime"),
         )
 
-    def _frame(self, unit: _Unit, part: Bytes, received_ns: int) -> Iterator[Event]:
+    def _data(self, unit: _Unit, at: int, part: Bytes, received_ns: int) -> Iterator[Event]:
+        """Read one part; give the frame once all that is taken of it has come."""
         thresholds, h, w = unit.shape
         stacked = thresholds // unit.blobs
         limit = self._settings.max_frame_bytes
-        pixels = image(part, (stacked * h, w), unit.dtype, unit.codec, limit)
-        pixels = pixels[self._settings.threshold * h :][:h] if stacked > 1 else pixels
+        images = image(part, (stacked * h, w), unit.dtype, unit.codec, limit)
+        unit.images |= enumerate(images.reshape(stacked, h, w), at)
+        if not set(unit.taken) <= set(unit.images):
+            return
+        pixels = together([unit.images[n] for n in unit.taken])
+        unit.images.clear()
         yield from self._machine.frame(
             self._key,
             unit.number or 0,
@@ -169,14 +188,19 @@ class StinsDecoder(JsonPairs[_Unit]):
         exposure_s = unit.exposure_s or positive(about, "exptime") or positive(about, "count_time")
         return RunStart(
             run=stamped(label[:64] or "stins"),
-            shape=(pixels.shape[0], pixels.shape[1]),
+            shape=pixels.shape,
+            channels=unit.channels,
             dtype=pixels.dtype,
             exposure_s=exposure_s,
             frames_expected=_count(about.get("nimages")),
             energy_kev=None if energy_ev is None else energy_ev / 1000,
             nodata=float(np.iinfo(pixels.dtype).max) if is_count else None,
             saturation=positive(about, "countrate_correction_count_cutoff"),
-            metadata={"format": "stins", "threshold": self._settings.threshold, "header": about},
+            metadata={
+                "format": "stins",
+                "thresholds": [n + 1 for n in unit.taken],
+                "header": about,
+            },
         )
 
 

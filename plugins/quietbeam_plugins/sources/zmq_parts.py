@@ -86,8 +86,6 @@ class StreamSource(SourcePlugin):
     """``pull`` for a detector that pushes (nothing lost, one reader), ``sub`` if it publishes."""
     max_frame_bytes: PositiveInt = 256 << 20
     """Larger images are refused before anything is allocated."""
-    channels: Wanted = "all"
-    """Names of the channels of a frame to take (thresholds, colours), in this order; or ``all``."""
     receive_messages: PositiveInt = 64
     """Messages that may wait in the socket; then a pusher waits, a publisher drops."""
     run_timeout_s: PositiveFloat | None = None
@@ -231,6 +229,13 @@ class StreamSource(SourcePlugin):
     def _played_part(self, record: CapturedPart, clock_ns: int, due_ns: int) -> Part:
         arrived_ns = due_ns if self.pace == "recorded" else time.monotonic_ns()
         return Part(record.part, clock_ns, record.starts_message, record.more, arrived_ns)
+
+
+class ChannelSource(StreamSource):
+    """Settings of a ZMQ source whose frames may have several channels."""
+
+    channels: Wanted = "all"
+    """Names of the channels of a frame to take (thresholds, colours), in this order; or ``all``."""
 
 
 def _wait_until(due_ns: int, clock_ns: int, speed: float) -> Iterator[int]:
