@@ -137,6 +137,8 @@ class Denoise:
         self._log = structlog.get_logger(stage=STAGE)
         self.cleaner: RunCleaner | None = None
         self.message: str | None = None
+        self.paused = False
+        """Frames are given up, and counted, without being cleaned."""
         self.heartbeat_ns = time.monotonic_ns()
         self.observe: Callable[[float], None] = lambda _seconds: None
         self._lost_seen = 0
@@ -236,13 +238,21 @@ class Denoise:
     def _frame(self, frame: Frame) -> None:
         self._count_overrun(frame.run)
         self._ledger.received(STAGE, run=frame.run)
-        if self.cleaner is None or frame.pixels.shape != self.cleaner.run.shape:
-            reason = "no_run" if self.cleaner is None else "shape"
+        reason = self._why_not(frame)
+        if self.cleaner is None or reason:
             self._ledger.dropped(STAGE, reason, run=frame.run)
             return
         began = time.perf_counter()
         self._hand_on(self.cleaner, self.cleaner.push(frame))
         self.observe(time.perf_counter() - began)
+
+    def _why_not(self, frame: Frame) -> str:
+        """Give why a frame is not cleaned, or nothing."""
+        if self.cleaner is None:
+            return "no_run"
+        if frame.pixels.shape != self.cleaner.run.shape:
+            return "shape"
+        return "paused" if self.paused else ""
 
     def _count_overrun(self, run: str) -> None:
         """Frames that were overwritten count for ``run``, in which it is noticed."""

@@ -128,6 +128,20 @@ class Pipeline:
         self.networks.forget()
         self._denoise.at_next_frame(self._demote_run)
 
+    @property
+    def on(self) -> bool:
+        """Frames are cleaned; otherwise they are taken in, recorded, and counted as paused."""
+        return not self._denoise.paused
+
+    def clean(self, *, on: bool) -> None:
+        """Clean the frames that come from now on, or let them pass."""
+        self._denoise.paused = not on
+
+    def declared(self) -> dict[str, Any]:
+        """Give what analyses measure, known before any run: ``metrics`` and ``maps`` by name."""
+        told = run_metadata(self.config, self._analyses)
+        return {name: told[name] for name in ("metrics", "maps")}
+
     def reset(self) -> None:
         """Forget the state of all denoisers: the scene is another one."""
         self._denoise.at_next_frame(self._denoise.restart)

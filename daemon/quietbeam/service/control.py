@@ -51,6 +51,8 @@ COMMANDS: Mapping[str, CommandSpec] = {
     "ledger": CommandSpec("the account of every frame: by source, stage, output and run"),
     "record_start": CommandSpec("record from now on"),
     "record_stop": CommandSpec("close the recording; data keep flowing"),
+    "process_start": CommandSpec("clean the frames that come"),
+    "process_stop": CommandSpec("let frames pass without cleaning; raw recording goes on"),
     "train_freeze": CommandSpec("stop learning, keep the model in use"),
     "train_resume": CommandSpec("learn again"),
     "checkpoint": CommandSpec("write the trainer's state to disk now"),
@@ -61,6 +63,12 @@ COMMANDS: Mapping[str, CommandSpec] = {
     "use": CommandSpec(
         "hold the classical denoiser, or let promoted models run",
         Argument("which", str, ("classical", "live"), required=True),
+    ),
+    "weights_freeze": CommandSpec("keep the weights in use; models that pass the gate wait"),
+    "weights_release": CommandSpec("use the newest model that has passed the gate again"),
+    "describe_run": CommandSpec(
+        "say what is known of the run: a JSON object, e.g. run_uid, scan_id, sample",
+        Argument("metadata", str, required=True),
     ),
     "reset": CommandSpec("forget what was learned and the frames seen"),
     "reload": CommandSpec("validate the configuration file and apply what can be applied live"),
@@ -85,6 +93,18 @@ class Actions(Protocol):
 
     def record(self, *, on: bool) -> Mapping[str, Any]:
         """Start or stop recording."""
+        ...
+
+    def clean(self, *, on: bool) -> Mapping[str, Any]:
+        """Clean frames, or let them pass."""
+        ...
+
+    def describe_run(self, metadata: str) -> Mapping[str, Any]:
+        """Keep a JSON object with the recordings and in the status."""
+        ...
+
+    async def freeze_weights(self, *, on: bool) -> Mapping[str, Any]:
+        """Keep the weights in use as they are, or not."""
         ...
 
     def train(self, *, on: bool) -> Mapping[str, Any]:
@@ -145,6 +165,9 @@ class Control:
             "ledger": actions.ledger,
             "record_start": lambda: actions.record(on=True),
             "record_stop": lambda: actions.record(on=False),
+            "process_start": lambda: actions.clean(on=True),
+            "process_stop": lambda: actions.clean(on=False),
+            "describe_run": lambda: actions.describe_run(value),
             "train_freeze": lambda: actions.train(on=False),
             "train_resume": lambda: actions.train(on=True),
             "checkpoint": actions.checkpoint,
@@ -156,6 +179,8 @@ class Control:
         waiting: dict[str, Callable[[], Awaitable[Mapping[str, Any]]]] = {
             "rollback": lambda: actions.rollback(value),
             "use": lambda: actions.use(value),
+            "weights_freeze": lambda: actions.freeze_weights(on=True),
+            "weights_release": lambda: actions.freeze_weights(on=False),
             "reset": actions.reset,
             "reload": actions.reload,
         }

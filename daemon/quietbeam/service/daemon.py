@@ -153,6 +153,7 @@ class Daemon:
             model=self._model,
             threads=self._threads,
             access=self._access,
+            run_metadata=self._operations.metadata,
         )
 
     def _make_outputs(self) -> dict[str, OutputProcess]:
@@ -187,7 +188,7 @@ class Daemon:
             loop, self._trainer.calibrated, found
         )
         self._pipeline.shed.on_change = lambda _: _call_in(loop, self._rest_if_overloaded)
-        operations = Operations(
+        self._operations = Operations(
             self.snapshot,
             self.accounts,
             self._outputs,
@@ -195,8 +196,9 @@ class Daemon:
             self._model,
             self._pipeline,
             self._reload,
+            self._note,
         )
-        self._control = Control(operations)
+        self._control = Control(self._operations)
         endpoints = Endpoints(
             self.snapshot, self.accounts, telemetry.registry, self._control, self._access
         )

@@ -76,6 +76,8 @@ class LiveModel:
         self.since_s = time.time()
         self.held = False
         """The operator holds the classical denoiser: promotions wait."""
+        self.frozen = False
+        """The operator keeps the weights in use: promotions wait, a demotion does not."""
         self.promotions: list[Promotion] = []
         self.decisions: deque[dict[str, Any]] = deque(maxlen=50)
         self.actions: Counter[str] = Counter(dict.fromkeys(_ACTIONS, 0))
@@ -140,6 +142,15 @@ class LiveModel:
                 await self._use(self.promotions[-1], "promoted")
             return self.version
 
+    async def freeze(self, *, on: bool) -> int:
+        """Keep the weights in use, or go on to the newest promoted model."""
+        async with self._one_at_a_time:
+            self.frozen = on
+            newest = self.promotions[-1] if self.promotions else None
+            if not on and not self.held and newest and newest.version != self.version:
+                await self._use(newest, "promoted")
+            return self.version
+
     async def reset(self) -> None:
         """Forget every model and choice; the configured fallback runs until one is proven."""
         async with self._one_at_a_time:
@@ -153,6 +164,7 @@ class LiveModel:
             "version": self.version,
             "age_s": round(time.time() - self.since_s, 3),
             "held": self.held,
+            "frozen": self.frozen,
             "fallback": self.fallback,
             "promotions": [asdict(promotion) for promotion in self.promotions],
             "actions": dict(self.actions),
@@ -160,7 +172,7 @@ class LiveModel:
         }
 
     async def _promote(self, promotion: Promotion) -> bool:
-        if self.held:
+        if self.held or self.frozen:
             self.promotions.append(promotion)
             self.swaps["held"] += 1
             self._tell()

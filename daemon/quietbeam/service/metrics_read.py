@@ -14,7 +14,7 @@ from quietbeam.service.supervise import RESTART_REASONS
 STAGES = ("ingest", "denoise", "publish")
 DROP_REASONS: Mapping[str, tuple[str, ...]] = {
     "ingest": ("oversized",),
-    "denoise": ("overload", "ring_overrun", "no_run", "shape"),
+    "denoise": ("overload", "ring_overrun", "no_run", "shape", "paused"),
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
 LIGHT_DROP_REASONS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -13,9 +14,15 @@ from quietbeam.service.outputs import OutputProcess
 from quietbeam.service.reload import Reload
 from quietbeam.service.training import Trainer
 
+_METADATA_CHARS = 16_384
 
-class Resettable(Protocol):
-    """What a pipeline offers for forgetting what it has seen."""
+
+class Cleaning(Protocol):
+    """What a pipeline offers for being switched, and for forgetting what it has seen."""
+
+    def clean(self, *, on: bool) -> None:
+        """Clean frames, or let them pass."""
+        ...
 
     def reset(self) -> None:
         """Forget the state of all denoisers."""
@@ -31,8 +38,12 @@ class Operations:
         outputs: Sinks in processes of their own, by name.
         trainer: Its process.
         model: Which weights are in use.
-        pipeline: Where frames are forgotten.
+        pipeline: Where frames are cleaned and forgotten.
         reload: Reads the configuration again.
+        note: Keeps something with the recordings.
+
+    Attributes:
+        metadata: What is known of the run, as it was last told.
     """
 
     def __init__(
@@ -42,9 +53,12 @@ class Operations:
         outputs: Mapping[str, OutputProcess],
         trainer: Trainer,
         model: LiveModel,
-        pipeline: Resettable,
+        pipeline: Cleaning,
         reload: Callable[[], Awaitable[Reload]],
+        note: Callable[[Mapping[str, Any]], None],
     ) -> None:
+        self.metadata: dict[str, Any] = {}
+        self._note = note
         self._snapshot, self._accounts, self._outputs = snapshot, accounts, outputs
         self._trainer, self._model = trainer, model
         self._pipeline, self._reload = pipeline, reload
@@ -67,6 +81,30 @@ class Operations:
         for output in self._outputs.values():
             output.record(on=on)
         return {"recording": on, "outputs": list(self._outputs)}
+
+    def clean(self, *, on: bool) -> Mapping[str, Any]:
+        """Clean frames, or let them pass."""
+        self._pipeline.clean(on=on)
+        return {"processing": on}
+
+    def describe_run(self, metadata: str) -> Mapping[str, Any]:
+        """Keep a JSON object with the recordings and in the status; keys told again are replaced.
+
+        Raises:
+            QuietbeamError: It is no JSON object, or too large.
+        """
+        try:
+            told = json.loads(metadata)
+        except ValueError as error:
+            raise QuietbeamError(f"describe_run: {metadata[:80]!r} is not JSON: {error}") from error
+        if not isinstance(told, dict):
+            raise QuietbeamError(f"describe_run: {metadata[:80]!r}: expected a JSON object")
+        merged = self.metadata | told
+        if len(json.dumps(merged)) > _METADATA_CHARS:
+            raise QuietbeamError(f"describe_run: more than {_METADATA_CHARS} characters in all")
+        self.metadata.update(told)
+        self._note({"run_metadata": dict(self.metadata)})
+        return {"run_metadata": dict(self.metadata)}
 
     def train(self, *, on: bool) -> Mapping[str, Any]:
         """Let training rest or go on; an overload may keep it resting."""
@@ -95,6 +133,10 @@ class Operations:
     async def use(self, which: str) -> Mapping[str, Any]:
         """Hold the classical denoiser, or let promoted models run."""
         return {"model_version": await self._model.use(which), "held": self._model.held}
+
+    async def freeze_weights(self, *, on: bool) -> Mapping[str, Any]:
+        """Keep the weights in use as they are, or follow the gate again."""
+        return {"model_version": await self._model.freeze(on=on), "frozen": self._model.frozen}
 
     async def reset(self) -> Mapping[str, Any]:
         """Forget models, training and the frames seen."""

@@ -41,6 +41,7 @@ class Parts:
     model: LiveModel
     threads: Threads
     access: Access
+    run_metadata: Mapping[str, Any]
     began_s: float = field(default_factory=time.monotonic)
     began_unix_s: float = field(default_factory=time.time)
 
@@ -61,6 +62,9 @@ class Parts:
             "noise": noise_account(pipeline),
             "frames": self.ledger.source().as_dict(),
             "run": self.ledger.run(ranges=False),
+            "processing": {"on": self.pipeline.on},
+            "run_metadata": dict(self.run_metadata),
+            **self.pipeline.declared(),
             "alarms": self.pipeline.alarms.active(),
             "alarms_raised": self.pipeline.alarms.raised(),
             "ledger": stages,

@@ -282,6 +282,7 @@ _SNAP: tuple[Pv, ...] = (
         unit="s",
         precision=6,
     ),
+    _r("Snap:Serial_RBV", "int", "Snap", "Measurements that have ended", "snap:serial"),
 )
 
 _CAPTURE: tuple[Pv, ...] = (
