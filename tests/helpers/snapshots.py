@@ -70,7 +70,15 @@ def snapshot(*, heartbeats=None, source=None, output_state="recording", **change
         },
         "trainer": {"up": True, "progress": {"steps": 10, "loss": 0.5}},
         "decisions": [],
-        "views": {},
+        "views": {
+            "epics.2": {
+                "status": {"state": "serving"},
+                "kind": "epics",
+                "up": True,
+                "given_total": 7,
+                "dropped_total": {"behind": 2},
+            }
+        },
         "outputs": {"hdf5.0": output},
         "children": {"hdf5.0": child, "trainer": child},
         "threads": {"started": ["ingest"], "running": ["ingest"], "failed": {}},

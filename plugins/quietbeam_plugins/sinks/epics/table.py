@@ -198,7 +198,7 @@ _MODEL: tuple[Pv, ...] = (
         attribute="ModelVersion",
     ),
     _r(
-        *("ModelStep_RBV", "int", "Model", "Training steps done", "status:trainer.progress.step"),
+        *("ModelStep_RBV", "int", "Model", "Training steps done", "status:trainer.progress.steps"),
         attribute="ModelStep",
     ),
     _r("TrainLoss_RBV", "float", "Model", "Training loss", "status:trainer.progress.loss"),
