@@ -64,7 +64,7 @@ export function makeScene(side, seed = 7) {
       if ((i & 255) === 0) at = (at + 31 * (i >> 8) + n) & 0xffff;
     }
     for (let y = 0; y < 6; y++) raw.fill(65535, (y + 40) * side + 60, (y + 40) * side + 66); // no data
-    raw.fill(65534, 100 * side + 150, 100 * side + 153); // saturated
+    raw.fill(65534, 101 * side + 22, 101 * side + 25); // saturated
     return raw;
   }
   return { truth, noisy };

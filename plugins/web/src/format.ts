@@ -7,7 +7,7 @@ export function number(value: number | null | undefined, digits = 4): string {
   if (value === null || value === undefined || !Number.isFinite(value)) return NONE;
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return value.toExponential(Math.max(0, digits - 2));
+  if (size >= 1e6 || size < 1e-3) return minus(value.toExponential(Math.max(0, digits - 2)));
   const decimals = Math.max(0, digits - 1 - Math.floor(Math.log10(size)));
   return minus(value.toFixed(decimals));
 }
@@ -24,6 +24,15 @@ export function fixed(value: number | null | undefined, decimals: number): strin
   return value === null || value === undefined || !Number.isFinite(value)
     ? NONE
     : minus(value.toFixed(decimals));
+}
+
+/** With as many decimals as tell neighbours apart. */
+export function tickTexts(splits: readonly number[]): string[] {
+  const step = Math.abs((splits[1] ?? 0) - (splits[0] ?? 0));
+  const most = Math.max(...splits.map(Math.abs));
+  if (!(step > 0) || step < 1e-6 || most >= 1e6) return splits.map((value) => number(value, 3));
+  const decimals = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+  return splits.map((value) => fixed(value, decimals));
 }
 
 /** "0.12 s", "34 s", "2 min 05 s", "1 h 20 min", "3 d 4 h". */
@@ -80,5 +89,5 @@ export function clock(unix_s: number): string {
 }
 
 function minus(text: string): string {
-  return text.replace(/^-/, "−");
+  return text.replaceAll("-", "−");
 }

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { bytes, duration, number, withSd } from "../src/format";
+import { bytes, duration, number, tickTexts, withSd } from "../src/format";
 import { socketUrl } from "../src/net/connection";
 import { readFrame, readHeader } from "../src/net/frame";
 import type { Hello, Status } from "../src/net/protocol";
@@ -155,6 +155,9 @@ describe("numbers", () => {
     expect(number(20.13456)).toBe("20.13");
     expect(number(-3)).toBe("−3.000");
     expect(number(1.2e9, 3)).toBe("1.2e+9");
+    expect(number(-1.77e-4, 3)).toBe("−1.8e−4");
+    expect(tickTexts([1.575, 1.58, 1.585])).toEqual(["1.575", "1.580", "1.585"]);
+    expect(tickTexts([0, 500, 1000])).toEqual(["0", "500", "1000"]);
     expect(number(null)).toBe("–");
     expect(withSd(20.1367, 0.0412)).toBe("20.137 ± 0.041");
     expect(withSd(1234.5, 12.3)).toBe("1235 ± 12");

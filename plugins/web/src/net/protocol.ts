@@ -49,7 +49,14 @@ export interface BufferSpan {
   last: number;
   frames: number;
   seconds: number;
-  times_s?: [number, number];
+}
+
+/** As it is sent: an empty buffer has no first and last. */
+export interface ServedSpan {
+  first: number | null;
+  last: number | null;
+  frames: number;
+  seconds: number;
 }
 
 export interface Region {
@@ -80,7 +87,7 @@ export interface Hello {
   run: Run | null;
   metrics: Record<string, MetricDescription>;
   maps: Record<string, MapDescription>;
-  buffer: BufferSpan | null;
+  buffer: ServedSpan | null;
   shared_regions: Region[];
   annotations: Annotation[];
   authenticated: boolean;
@@ -217,8 +224,13 @@ export interface StripsMessage {
 export type ServerMessage =
   | Hello
   | Status
-  | { type: "run"; run: Run | null }
-  | ({ type: "buffer" } & BufferSpan)
+  | {
+      type: "run";
+      run: Run | null;
+      metrics?: Hello["metrics"];
+      maps?: Hello["maps"];
+    }
+  | ({ type: "buffer" } & ServedSpan)
   | ExactValue
   | SeriesMessage
   | StripsMessage

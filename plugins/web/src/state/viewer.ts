@@ -3,7 +3,7 @@
 import { connect, type Connection } from "../net/connection";
 import { throttled } from "../dom";
 import { readFrame } from "../net/frame";
-import type { ServerMessage, ViewRequest } from "../net/protocol";
+import type { BufferSpan, ServedSpan, ServerMessage, ViewRequest } from "../net/protocol";
 import { type Live, NOTHING } from "./live";
 import { grown, grownStrips } from "./series";
 import { type Settings, shownPlanes } from "./settings";
@@ -191,11 +191,10 @@ export class Viewer {
         live.update({ status: message, statusAt: performance.now() });
         break;
       case "run":
-        live.update({ run: message.run });
-        this.#sendRegions();
+        this.#run(message);
         break;
       case "buffer":
-        live.update({ buffer: message });
+        live.update({ buffer: spanOf(message) });
         break;
       case "value":
         if (message.request === this.#request) live.update({ value: message });
@@ -221,11 +220,21 @@ export class Viewer {
     }
   }
 
+  /** A run that begins declares its metrics and maps anew. */
+  #run({ run, metrics, maps }: Extract<ServerMessage, { type: "run" }>): void {
+    const { hello } = this.live.value;
+    this.live.update({
+      run,
+      hello: hello && { ...hello, metrics: metrics ?? hello.metrics, maps: maps ?? hello.maps },
+    });
+    this.#sendRegions();
+  }
+
   #hello(hello: Extract<ServerMessage, { type: "hello" }>): void {
     this.live.update({
       hello,
       run: hello.run,
-      buffer: hello.buffer,
+      buffer: spanOf(hello.buffer),
       sharedRegions: hello.shared_regions,
       annotations: hello.annotations,
       following: hello.source === "live" ? this.live.value.following : false,
@@ -233,4 +242,10 @@ export class Viewer {
     this.#sendRegions();
     document.title = `${hello.source === "live" ? hello.name : hello.source} – quietbeam`;
   }
+}
+
+/** None while nothing is kept. */
+function spanOf(span: ServedSpan | null): BufferSpan | null {
+  if (!span || span.first === null || span.last === null) return null;
+  return { first: span.first, last: span.last, frames: span.frames, seconds: span.seconds };
 }

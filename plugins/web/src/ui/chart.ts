@@ -3,7 +3,7 @@
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { h } from "../dom";
-import { number } from "../format";
+import { tickTexts } from "../format";
 import type { Mark, MarkKind } from "../net/protocol";
 import { colour } from "./theme";
 
@@ -151,9 +151,10 @@ function axes(xLabel: string | undefined): uPlot.Axis[] {
       size: 20,
       gap: 3,
       space: 44,
+      values: (_plot, splits) => tickTexts(splits),
       ...(xLabel ? { label: xLabel, labelSize: 16, labelFont: FONT, labelGap: 0 } : {}),
     },
-    { ...common, size: 48, gap: 4, space: 22, values: (_plot, splits) => splits.map((v) => number(v, 3)) },
+    { ...common, size: 48, gap: 4, space: 22, values: (_plot, splits) => tickTexts(splits) },
   ];
 }
 

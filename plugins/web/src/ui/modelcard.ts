@@ -89,7 +89,7 @@ function showFacts(list: HTMLElement, rows: readonly [string, string][]): void {
 function decisionRow(decision: Decision): HTMLElement {
   const numbers = Object.entries(decision.numbers ?? {})
     .filter(([, value]) => value !== null)
-    .map(([name, value]) => `${name} ${number(value, 3)}`);
+    .map(([name, value]) => `${name.replaceAll("_", " ")} ${number(value, 3)}`);
   const version = decision.version ? ` v${decision.version}` : "";
   return h(
     "li",

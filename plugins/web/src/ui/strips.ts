@@ -8,7 +8,7 @@ import type { Settings } from "../state/settings";
 import type { Store } from "../state/store";
 import { type Chart, chart } from "./chart";
 
-const PREFERRED = [/psnr_estimated/, /latency/, /mean$/, /composition|fraction|absorbance/];
+const PREFERRED = [/psnr_estimated/, /mean$/, /composition|fraction|absorbance/, /spread|count/];
 const USUAL = 4;
 
 interface Strip {
@@ -46,13 +46,16 @@ export function strips(live: Store<Live>, settings: Store<Settings>) {
     refresh();
   };
   const refresh = () => {
-    const { time_s, values, events } = live.value.strips;
+    const { values, events } = live.value.strips;
+    const origin = originOf(live.value);
+    const time_s = live.value.strips.time_s.map((time) => time - origin);
+    const marks = events.map((mark) => ({ ...mark, time_s: mark.time_s - origin }));
     for (const { name, value, chart: curve } of shown) {
       const column = values[name] ?? [];
       const last = [...column].reverse().find((one) => one !== null);
       const unit = live.value.hello?.metrics[name]?.unit ?? "";
       setText(value, `${number(last, 4)}${unit ? ` ${unit}` : ""}`);
-      curve.show(time_s, [{ label: name, colour: "clean", values: column }], events);
+      curve.show(time_s, [{ label: name, colour: "clean", values: column }], marks);
     }
   };
   const later = debounced(rebuild, 50);
@@ -72,12 +75,20 @@ export function strips(live: Store<Live>, settings: Store<Settings>) {
 export function usualStrips(metrics: Record<string, MetricDescription>): string[] {
   const names = Object.keys(metrics).filter((name) => !/_(sd|error|error_db)$/.test(name));
   const preferred = PREFERRED.flatMap((pattern) => names.filter((name) => pattern.test(name)));
-  return [...new Set([...preferred, ...names])].slice(0, USUAL);
+  const others = names.filter((name) => !name.startsWith("quality."));
+  return [...new Set([...preferred, ...others, ...names])].slice(0, USUAL);
 }
 
 export function metricTitle(name: string): string {
   const title = name.replace(/^quality\./, "").replaceAll(/[._]/g, " ").replace(/ db$/, "");
   return title.replace(/psnr/, "PSNR").replace(/^[a-z]/, (letter) => letter.toUpperCase());
+}
+
+/** Times are counted from the start of the first run that is still in the strips. */
+function originOf({ strips: { time_s, events } }: Live): number {
+  const starts = events.filter(({ kind }) => kind === "run_start");
+  const first = time_s[0] ?? 0;
+  return starts.find((mark) => mark.time_s >= first)?.time_s ?? first;
 }
 
 function newStrip(name: string, metric: MetricDescription | undefined): Strip {

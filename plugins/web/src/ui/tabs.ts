@@ -36,7 +36,7 @@ export function tabs(list: readonly Tab[], name: string) {
   const panels = list.map((tab) =>
     h(
       "div",
-      { role: "tabpanel", id: `panel-${tab.id}`, "aria-labelledby": `tab-${tab.id}`, tabindex: "-1", class: "tab-panel" },
+      { role: "tabpanel", id: `panel-${tab.id}`, "aria-labelledby": `tab-${tab.id}`, tabindex: "0", class: "tab-panel" },
       tab.content,
     ),
   );
