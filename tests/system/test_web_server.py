@@ -249,6 +249,10 @@ def test_a_frame_that_is_never_cleaned_is_shown_raw_and_called_raw(server):
         assert [plane["name"] for plane in header["planes"]] == ["raw"]
         assert header["denoiser"] is None
         viewer.text("status", where=lambda t: any(b["id"] == "raw_only" for b in t["banners"]))
+        server.put(pair(0)[1])  # it comes late, and belongs to the same picture
+        late, _ = viewer.frame()
+        assert (late["id"], late["denoiser"]) == (header["id"], "kalman")
+        assert [plane["name"] for plane in late["planes"]] == ["raw", "clean"]
 
 
 @pytest.mark.parametrize(

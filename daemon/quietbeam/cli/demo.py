@@ -46,6 +46,14 @@ directory = "{directory}"
 kind = "zmq"
 address = "tcp://127.0.0.1:{output_port}"
 
+[[sinks]]
+kind = "web"
+address = "127.0.0.1:{web_port}"
+recordings = "{directory}"
+
+[[analyses]]
+kind = "statistics"
+
 [service]
 http = "127.0.0.1:{http_port}"
 runtime_directory = "{directory}/runtime"
@@ -71,6 +79,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--format", default="dectris-v2", help="wire format (%(default)s)")
     parser.add_argument("--denoiser", default="quiet", help="network (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the phantom (%(default)s)")
+    parser.add_argument(
+        "--web-port", type=int, default=0, help="port of the live page (a free one)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the live page in a browser")
     parser.add_argument("--output", type=Path, help="directory to keep (a new temporary one)")
     add_json(parser)
     parser.set_defaults(execute=_execute)
@@ -79,17 +91,29 @@ def add_parser(subparsers: Subparsers) -> None:
 def _execute(arguments: argparse.Namespace) -> int:
     directory = arguments.output or Path(tempfile.mkdtemp(prefix="quietbeam-demo-"))
     directory.mkdir(parents=True, exist_ok=True)
-    config, url, address = _write_config(directory.resolve(), arguments)
+    config, url, address, page = _write_config(directory.resolve(), arguments)
     frames = round(arguments.seconds * arguments.rate)
     with running(config, url, directory / "daemon.log"):
+        _show_page(page, arguments)
         watched = _watch(url, address, frames, arguments)
     report = _report(directory, arguments, frames, watched)
     print_json(report) if arguments.json else _tell(report)
     return 0 if report["lost_or_unaccounted"] == 0 else 1
 
 
-def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path, str, str]:
-    detector, output, http = (free_port() for _ in range(3))
+def _show_page(page: str, arguments: argparse.Namespace) -> None:
+    """Say where the live page is and, if asked to, open it."""
+    print(f"live page: {page}", file=sys.stderr, flush=True)
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(page)
+
+
+def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path, str, str, str]:
+    """Write the configuration; give it, the daemon's URL, the detector's address, the page."""
+    detector, output, http, web = (free_port() for _ in range(4))
+    web = arguments.web_port or web
     address = f"tcp://127.0.0.1:{detector}"
     config = directory / "demo.toml"
     config.write_text(
@@ -100,9 +124,10 @@ def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path,
             directory=directory,
             output_port=output,
             http_port=http,
+            web_port=web,
         )
     )
-    return config, f"http://127.0.0.1:{http}", address
+    return config, f"http://127.0.0.1:{http}", address, f"http://127.0.0.1:{web}/"
 
 
 def _watch(url: str, address: str, frames: int, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -24,6 +24,9 @@ _UNCLEANED_S = 2.0
 """A raw frame that waited so long for its clean one is shown alone."""
 
 
+_ALONE = 1024
+
+
 class Buffer:
     """Joins what both rings give.  Written by one thread, read by any.
 
@@ -41,6 +44,8 @@ class Buffer:
         self._bytes = 0
         self._waiting: OrderedDict[tuple[str, int], Frame] = OrderedDict()
         self._waiting_bytes = 0
+        self._alone: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._cleaned_ns = 0
         self._starts: OrderedDict[str, RunStart] = OrderedDict()
         self._first_ns: dict[str, int] = {}
         self._next_id = 1
@@ -81,6 +86,7 @@ class Buffer:
 
     def clean(self, result: Result) -> Entry | None:
         """Take a cleaned frame; gives what can be shown now."""
+        self._cleaned_ns = time.monotonic_ns()
         frame = self._waiting.pop((result.run, result.index), None)
         if frame is not None:
             self._waiting_bytes -= frame.pixels.nbytes
@@ -97,14 +103,21 @@ class Buffer:
             "model_version": result.model_version,
             "latency_s": result.latency_s,
         }
+        alone = self._alone.pop((result.run, result.index), None)
+        if alone is not None and self._complete(alone, cleaned):
+            return self.get(alone)
         raw = result.raw if frame is None else frame.pixels
         return self._keep(self._entry(start, result, raw, **cleaned))
 
     def uncleaned(self) -> Entry | None:
-        """Give the newest raw frame that has waited too long for its clean one, if any."""
+        """Give the newest raw frame that has waited too long for its clean one, if any.
+
+        While cleaned frames come, however late, all wait for theirs: pictures
+        would else jump between what is newest and what is cleaned.
+        """
         limit = time.monotonic_ns() - int(_UNCLEANED_S * 1e9)
         shown: Entry | None = None
-        while self._waiting:
+        while self._waiting and self._cleaned_ns < limit:
             frame = next(iter(self._waiting.values()))
             if frame.received_ns > limit:
                 break
@@ -112,7 +125,21 @@ class Buffer:
             start = self._starts.get(frame.run)
             if start is not None:
                 shown = self._keep(self._entry(start, frame, frame.pixels))
+                self._alone[frame.run, frame.index] = shown.id
+                while len(self._alone) > _ALONE:
+                    self._alone.popitem(last=False)
         return shown
+
+    def _complete(self, number: int, cleaned: dict[str, Any]) -> bool:
+        """Give a frame that was shown raw what belongs to it; False where it is kept no more."""
+        with self._lock:
+            place = number - self._entries[0].id if self._entries else -1
+            if place < 0:
+                return False
+            entry = replace(self._entries[place], **cleaned)
+            self._bytes += entry.nbytes - self._entries[place].nbytes
+            self._entries[place] = entry
+        return True
 
     def _forget_oldest(self) -> None:
         _, frame = self._waiting.popitem(last=False)

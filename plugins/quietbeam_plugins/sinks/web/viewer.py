@@ -182,7 +182,7 @@ class Viewer:
         if self._dirty or self._shown is None:
             return False
         pause_s = 1 / self._view.max_fps
-        return newest.id == self._shown.id or time.monotonic() - self._sent_s < 0.95 * pause_s
+        return newest is self._shown or time.monotonic() - self._sent_s < 0.95 * pause_s
 
     async def _wait(self) -> None:
         """Wait until something may have to be sent."""
