@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.daemons import RunningDaemon, config_text, free_port, started
+from helpers.waiting import until
 
 PREFIX = "BL99-DEN:DEN1:"
 
@@ -31,7 +32,6 @@ class Ports:
         return {
             "EPICS_CA_ADDR_LIST": f"127.0.0.1:{self.ca}",
             "EPICS_CA_AUTO_ADDR_LIST": "NO",
-            "EPICS_CA_NAME_SERVERS": f"127.0.0.1:{self.ca}",
             "EPICS_CA_REPEATER_PORT": str(self.repeater),
             "EPICS_PVA_AUTO_ADDR_LIST": "NO",
             "EPICS_PVA_ADDR_LIST": "127.0.0.1",
@@ -93,6 +93,7 @@ pva_broadcast_port = {ports.broadcast}
             daemon.wait_for(
                 lambda s: s["state"] == "running" and s["views"]["epics.0"]["up"], 60.0, "a view"
             )
+            until(lambda: daemon.events("epics_serves"), 40, "the IOC")
             yield ioc
         finally:
             _end_view(daemon)
