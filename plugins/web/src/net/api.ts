@@ -1,6 +1,6 @@
 /** The HTTP side: relative addresses, JSON, the CSRF header on every write. */
 
-import type { Annotation, Recording, Region, Session } from "./protocol";
+import type { Annotation, Recording, RecordingDetails, Region, Session } from "./protocol";
 
 /** What the server refused, in its own words. */
 export class Refused extends Error {
@@ -41,6 +41,10 @@ export function annotate(text: string, index: number | null): Promise<{ annotati
 
 export async function recordings(): Promise<Recording[]> {
   return (await request<{ recordings: Recording[] }>("GET", "api/v1/recordings")).recordings;
+}
+
+export function recording(name: string): Promise<RecordingDetails> {
+  return request("GET", `api/v1/recordings/${encodeURIComponent(name)}`);
 }
 
 export function recordingUrl(name: string, part: "thumbnail" | "file"): string {

@@ -366,6 +366,13 @@ export interface Recording {
   latency_s: number | null;
 }
 
+export interface RecordingDetails extends Recording {
+  provenance: Record<string, unknown>;
+  metrics: Record<string, (number | null)[]>;
+  frame_id: number[];
+  time_s: number[];
+}
+
 export interface Session {
   authenticated: boolean;
   reading: "open" | "credential";

@@ -130,7 +130,7 @@ function problem({ problem: said, missing, missing_frames }: Recording): HTMLEle
 
 function facts(recording: Recording): HTMLElement {
   const { shape, frames_raw, frames_clean, seconds, denoisers, model_version } = recording;
-  const version = model_version ? ` v${model_version}` : "";
+  const version = model_version ? ` (newest version ${model_version})` : "";
   const rows: [string, string][] = [
     ["Frames", `${count(frames_raw)} raw, ${count(frames_clean)} clean`],
     ["Size", shape ? `${shape[1]} × ${shape[0]}` : "–"],

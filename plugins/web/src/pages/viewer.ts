@@ -16,6 +16,7 @@ import { mapsPanel } from "../ui/mapspanel";
 import { modelCard } from "../ui/modelcard";
 import { notices } from "../ui/notice";
 import { readout } from "../ui/readout";
+import { recordingCard } from "../ui/recordingcard";
 import { regionsPanel } from "../ui/regionspanel";
 import { scalePanel } from "../ui/scalepanel";
 import { strips } from "../ui/strips";
@@ -62,14 +63,19 @@ export function viewerPage(settings: Store<Settings>, recording: string | null):
     actualSize: () => actualSize(stage),
   });
 
+  const overlays: Tab = { id: "maps", title: "Overlays", content: maps.element };
   const panels: Tab[] = [
     { id: "regions", title: "Regions", content: regions.element, shown: regions.refresh },
     { id: "model", title: "Model", content: card.element, shown: card.refresh },
-    { id: "maps", title: "Overlays", content: maps.element },
+    overlays,
     { id: "control", title: "Control", content: control.element },
   ];
-  const side = tabs(recording === null ? panels : panels.slice(0, 3), "Details");
-  if (recording === null) side.choose("model");
+  if (recording !== null) {
+    const file = recordingCard(live, recording);
+    panels.splice(1, 3, { id: "recording", title: "Recording", content: file.element }, overlays);
+  }
+  const side = tabs(panels, "Details");
+  side.choose(recording === null ? "model" : "recording");
   const element = h(
     "div",
     { class: "viewer" },

@@ -188,7 +188,8 @@ export class Viewer {
         this.#hello(message);
         break;
       case "status":
-        live.update({ status: message, statusAt: performance.now() });
+        // The daemon's state says nothing of a finished file.
+        if (this.recording === null) live.update({ status: message, statusAt: performance.now() });
         break;
       case "run":
         this.#run(message);

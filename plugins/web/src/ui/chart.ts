@@ -125,7 +125,7 @@ function settings(
     series,
     bands,
     legend: { show: false },
-    padding: [6, 8, options.axes === false ? 4 : 0, options.axes === false ? 8 : 0],
+    padding: [6, 16, options.axes === false ? 4 : 0, options.axes === false ? 8 : 0],
     scales: { x: { time: false }, y: options.logY ? { distr: 3 } : {} },
     axes: options.axes === false ? [{ show: false }, { show: false }] : axes(options.xLabel),
     cursor: {

@@ -57,6 +57,8 @@ export function header(live: Store<Live>, settings: Store<Settings>, actions: He
     setText(freshAge, fresh.age_s === null ? "" : duration(fresh.age_s));
     setText(run, runText(now));
     const { status } = now;
+    const file = now.hello !== null && now.hello.source !== "live";
+    for (const { element } of [rate, latency, dropped]) element.hidden = file;
     setText(rate.value, fixed(status?.rates.received_hz, 1));
     setText(latency.value, latencyText(status?.rates.latency_p50_s));
     setText(psnr.value, psnrText(now));
@@ -96,7 +98,18 @@ export function header(live: Store<Live>, settings: Store<Settings>, actions: He
     h(
       "nav",
       { class: "top-actions", "aria-label": "Pages and tools" },
-      h("a", { class: "button", href: "#recordings", "data-testid": "recordings-link" }, "Recordings"),
+      h(
+        "a",
+        {
+          class: "button recordings-link",
+          href: "#recordings",
+          title: "Recordings",
+          "aria-label": "Recordings",
+          "data-testid": "recordings-link",
+        },
+        icon("files"),
+        h("span", { class: "wide-only" }, "Recordings"),
+      ),
       theme,
       help,
       login,
@@ -134,8 +147,10 @@ function latencyText(seconds: number | null | undefined): string {
   return seconds < 1 ? `${(seconds * 1000).toFixed(0)} ms` : `${seconds.toFixed(1)} s`;
 }
 
-function psnrText({ status }: Live): string {
+function psnrText({ status, frame }: Live): string {
   const model = status?.model;
+  const recorded = frame?.header.metrics["quality.psnr_estimated_db"];
+  if (!model && recorded !== undefined && recorded !== null) return `${fixed(recorded, 1)} dB`;
   if (!model || model.psnr_estimated_db === null) return "–";
   const raw = model.psnr_raw_db === null ? "" : `${fixed(model.psnr_raw_db, 1)} → `;
   const doubt = model.trusted === false ? " ?" : "";
@@ -144,9 +159,16 @@ function psnrText({ status }: Live): string {
 
 function modelText({ status, frame }: Live): string {
   const model = status?.model;
-  if (!model) return frame?.header.denoiser ?? "–";
+  if (!model) return madeBy(frame);
   if (!model.denoiser) return "none";
   return model.classical ? `${model.denoiser} (classical)` : `${model.denoiser} v${model.version}`;
+}
+
+/** What a frame itself says of the model that made it. */
+function madeBy(frame: Live["frame"]): string {
+  if (!frame?.header.denoiser) return "–";
+  const { denoiser, model_version } = frame.header;
+  return model_version ? `${denoiser} v${model_version}` : denoiser;
 }
 
 type Figure = ReturnType<typeof figure>;

@@ -11,7 +11,7 @@ import type { Store } from "../state/store";
 export function readout(live: Store<Live>) {
   const cell = (testid: string, name: string) => {
     const value = h("span", { class: "read-value", "data-testid": testid }, NONE);
-    return { value, element: h("span", { class: "read" }, h("span", { class: "read-name" }, name), value) };
+    return { value, element: h("span", { class: "read" }, h("span", { class: "read-name" }, name), " ", value) };
   };
   const frame = cell("read-frame", "frame");
   const at = cell("read-position", "x, y");

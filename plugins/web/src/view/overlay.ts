@@ -94,8 +94,9 @@ function drawRegion(context: Context, over: PaneOverlay, region: Region): void {
   context.stroke();
   if (chosen) drawGrips(context, over, region);
   context.textAlign = "left";
-  const x = Math.min(from.x, to.x) + 2;
-  const y = Math.min(from.y, to.y) - 9;
+  const line = region.kind === "line";
+  const x = (line ? from.x : Math.min(from.x, to.x)) + 2;
+  const y = (line ? from.y : Math.min(from.y, to.y)) - 9;
   haloText(context, region.name ?? region.id, x, y, colourOf(region));
 }
 

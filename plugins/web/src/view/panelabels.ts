@@ -53,6 +53,7 @@ function fill(label: Label, pane: Pane, live: Live, fresh: Fresh, right: boolean
   label.element.classList.toggle("at-right", right);
   const x = right ? pane.x + pane.width - 10 : pane.x + 10;
   label.element.style.transform = `translate(${x}px, ${pane.y + 10}px)${right ? " translateX(-100%)" : ""}`;
+  label.element.style.maxWidth = `${pane.to - pane.from < pane.width ? pane.width / 2 - 16 : pane.width - 20}px`;
   setText(label.name, NAMES[pane.plane]);
   setText(label.detail, detailOf(pane.plane, live));
   const shown = freshText(fresh);
