@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ class Level(AnalysisPlugin):
 class Ratio(AnalysisPlugin):
     """Of whole frames, with a map."""
 
-    takes_frames: ClassVar[bool] = True
+    sees: ClassVar[Literal["clean", "channel", "frame"]] = "frame"
     dtype: str = "float32"
 
     def metrics(self) -> Mapping[str, MetricSpec]:
@@ -56,6 +56,19 @@ class Ratio(AnalysisPlugin):
             }
 
         yield measure
+
+
+class Noise(AnalysisPlugin):
+    """Of the measured frame, channel by channel."""
+
+    sees: ClassVar[Literal["clean", "channel", "frame"]] = "channel"
+
+    def metrics(self) -> Mapping[str, MetricSpec]:
+        return {"raw": MetricSpec("count", "raw mean")}
+
+    @contextmanager
+    def open(self, run: RunStart) -> Iterator[Callable[..., Measured]]:
+        yield lambda seen: {"raw": float(seen.raw.mean())}
 
 
 class Broken(AnalysisPlugin):
@@ -133,6 +146,15 @@ def test_one_kind_sees_each_channel_and_the_other_whole_frames_with_their_number
     assert list(found.maps) == ["ratio.over"]
     np.testing.assert_array_equal(found.maps["ratio.over"], np.full((4, 5), 2, np.float32))
     assert failed == []
+
+
+def test_an_analysis_may_see_the_measured_frame_of_each_channel():
+    measure, _ = measuring(("noise", Noise()))
+    assert measure(observation()).metrics == {"noise.raw.low": 6.0, "noise.raw.high": 3.0}
+    assert set(metric_specs([("noise", Noise())], RUN.channels)) == {
+        "noise.raw.low",
+        "noise.raw.high",
+    }
 
 
 def test_names_of_uncertainties_are_whole_names():

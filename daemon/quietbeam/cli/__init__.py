@@ -34,6 +34,7 @@ COMMANDS = (
     ("capture", "write the raw stream parts of a detector to a file"),
     ("replay", "send a captured stream again, bit-equal"),
     ("denoise", "clean a video offline, trained on itself"),
+    ("analyse", "measure a recording by a workflow, raw against clean, with a report"),
     ("pretrain", "make the prior weights that a network starts from"),
     ("evaluate", "quality tables against truth and baselines"),
     ("bench", "speed, latency and memory of denoisers and engines"),

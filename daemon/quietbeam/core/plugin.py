@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -22,6 +22,7 @@ from quietbeam.core.channel import Delivery
 from quietbeam.core.denoiser import StreamingDenoiser
 from quietbeam.core.errors import SinkError
 from quietbeam.core.events import Event, Frame, RunEnd, RunStart
+from quietbeam.core.planes import planes
 from quietbeam.core.result import MapSpec, MetricSpec, Result
 
 Pixels = NDArray[np.float32]
@@ -72,9 +73,9 @@ class DenoiserPlugin(Plugin):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Observation:
-    """One frame as an analysis of whole frames sees it; arrays are not to be written to.
+    """One frame, or one channel of it, as an analysis sees it; arrays are not to be written to.
 
-    All arrays have the shape of the run: (h, w), or (c, h, w) with several channels.
+    All arrays have the same shape: (h, w), or (c, h, w) for several channels together.
 
     Attributes:
         index: The detector's number of the frame.
@@ -98,6 +99,11 @@ class Observation:
     denoiser: str = ""
     model_version: int = 0
 
+    def plane(self, number: int) -> Observation:
+        """Give one channel, arrays (h, w); views."""
+        images = ("clean", "sd", "corrected", "valid", "raw")
+        return replace(self, **{name: planes(getattr(self, name))[number] for name in images})
+
 
 Measured = Mapping[str, float | NDArray[Any]]
 """What was measured on one frame: declared metrics and declared maps, by name."""
@@ -106,8 +112,9 @@ Measured = Mapping[str, float | NDArray[Any]]
 class AnalysisPlugin(Plugin):
     """Measures something on clean frames.  Opened for every run."""
 
-    takes_frames: ClassVar[bool] = False
-    """Sees all channels of a frame at once, with the measured frame: an ``Observation``."""
+    sees: ClassVar[Literal["clean", "channel", "frame"]] = "clean"
+    """clean: each channel's (clean, sd); channel: an ``Observation`` of each channel, with the
+    measured frame; frame: one ``Observation`` of all channels together."""
 
     @abstractmethod
     def metrics(self) -> Mapping[str, MetricSpec]:
@@ -121,10 +128,9 @@ class AnalysisPlugin(Plugin):
     def open(self, run: RunStart) -> AbstractContextManager[Callable[..., Measured]]:
         """Give a function to the declared metrics and maps.
 
-        Its arguments are (clean, sd), each (h, w), once for each channel; or one
-        ``Observation`` where ``takes_frames``.  What it leaves out was not measured.  Where
-        it has an attribute ``message`` that is not None, an operator is shown it: why
-        numbers are missing or not to be trusted.
+        Its arguments are (clean, sd), each (h, w), or one ``Observation``: see ``sees``.
+        What it leaves out was not measured.  Where it has an attribute ``message`` that is
+        not None, an operator is shown it: why numbers are missing or not to be trusted.
         """
 
 

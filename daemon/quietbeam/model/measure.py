@@ -39,6 +39,8 @@ class _Running:
     def __call__(self, seen: Observation) -> Measured:
         if self.plane is None:
             return self.measure(seen)
+        if self.plugin.sees == "channel":
+            return self.measure(seen.plane(self.plane))
         return self.measure(planes(seen.clean)[self.plane], planes(seen.sd)[self.plane])
 
 
@@ -70,7 +72,7 @@ class Measure:
                 self._fail(name, error)
 
     def _opened(self, name: str, plugin: AnalysisPlugin, run: RunStart) -> Iterator[_Running]:
-        if plugin.takes_frames:
+        if plugin.sees == "frame":
             yield _Running(self._stack.enter_context(plugin.open(run)), plugin, name)
             return
         for number, plane in enumerate(run.planes()):
@@ -161,7 +163,7 @@ def _whole(
             )
             for key, spec in of(plugin).items()
         }
-        made |= specs_for(specs, channels) if channels and not plugin.takes_frames else specs
+        made |= specs_for(specs, channels) if channels and plugin.sees != "frame" else specs
     return made
 
 

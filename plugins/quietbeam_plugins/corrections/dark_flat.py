@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveFloat
 
-from quietbeam import ConfigError, CorrectionPlugin, RunStart
-from quietbeam.offline.series import open_series
+from quietbeam import CorrectionPlugin, RunStart
+from quietbeam.offline.images import mean_image
 
 Pixels = NDArray[np.float32]
 Valid = NDArray[np.bool_]
@@ -56,25 +55,3 @@ class DarkFlat(CorrectionPlugin):
             return pixels, valid & alive
 
         yield correct
-
-
-def mean_image(what: str, spec: str, run: RunStart) -> Pixels:
-    """Read the mean of a series, of the channel of ``run``, as float32 (h, w).
-
-    Raises:
-        ConfigError: It cannot be read or has not the shape of ``run``.
-    """
-    path = Path(spec.partition(":/")[0])
-    if not path.exists():
-        raise ConfigError(f"{what} = {spec!r}: there is no such file")
-    with open_series(spec) as opened:
-        series = opened.channel(run.metadata.get("channel"))
-        total = np.zeros(series.shape[1:], np.float64)
-        for i in range(len(series)):
-            total += series[i]
-        image = (total / len(series)).astype(np.float32)
-    if image.shape != run.shape:
-        raise ConfigError(
-            f"{what} = {spec!r} has shape {image.shape}; the detector sends {run.shape}"
-        )
-    return image
