@@ -43,13 +43,19 @@ def register(reference: Pixels, moving: Pixels, upsample: int = 50) -> Found:
 
 
 def _silhouette(image: Pixels) -> NDArray[np.float64]:
-    """Smooth, and clip at Otsu's level between sample and none: 0 to 1."""
+    """Smooth, and divide by the densest place nearby, 0 to 1: edges at half of what is inside.
+
+    Where even the densest place is below half of Otsu's level there is no sample.
+    """
     smooth = ndimage.gaussian_filter(_filled(image), 1.0).astype(np.float64)
     if not np.ptp(smooth) > 0:
         return np.zeros(smooth.shape)
     low = float(np.percentile(smooth, 20))
     level = float(skimage("filters").threshold_otsu(smooth)) - low
-    return np.clip((smooth - low) / level, 0, 1) if level > 0 else np.zeros(smooth.shape)
+    if not level > 0:
+        return np.zeros(smooth.shape)
+    nearby = ndimage.gaussian_filter(ndimage.maximum_filter(smooth - low, 9), 1.0)
+    return np.clip((smooth - low) / np.maximum(nearby, 0.5 * level), 0, 1)
 
 
 def moved_back(image: Pixels, found: Found) -> Pixels:

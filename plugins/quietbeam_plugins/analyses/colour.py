@@ -104,7 +104,8 @@ class ColourTable:
         nan = np.float32(np.nan)
         self._phase = np.where(known, best, 0).astype(np.uint8)
         self._charge = np.where(known, mean, nan).astype(np.float32)
-        self._variance = np.where(known, share @ charges**2 - mean**2, nan).astype(np.float32)
+        variance = np.maximum(share @ charges**2 - mean**2, 0)
+        self._variance = np.where(known, variance, nan).astype(np.float32)
 
     def __call__(self, rgb: Pixels) -> Classified:
         """Classify (3, h, w) in the 8-bit scale; not-a-number is unclassified."""
