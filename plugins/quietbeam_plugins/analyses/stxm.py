@@ -65,6 +65,8 @@ class Stxm(AnalysisPlugin):
     register_energies: bool = True
     max_shift_px: PositiveFloat = 8.0
     """Energies further apart than this are not registered: flagged."""
+    shift_sd_px: NonNegativeFloat = 0.25
+    """How well the shift between energies is known; enters the uncertainty where edges are."""
     min_density: PositiveFloat = 0.15
     """Sum of the components from which on a pixel is part of a particle, in units of them."""
     reference: str | None = None
@@ -258,6 +260,9 @@ class _Running:
             if self._is_good(found) and max(abs(found.y), abs(found.x)) > 0.02:
                 density[number] = moved_back(density[number], found)
                 variance[number] = moved_back(variance[number], found)
+            # what the shift is not known to: it moves edges
+            steep_y, steep_x = np.gradient(density[number])
+            variance[number] += self._settings.shift_sd_px**2 * (steep_y**2 + steep_x**2)
         return all_found or [Found(0.0, 0.0, 1.0)]
 
     def _composition(
