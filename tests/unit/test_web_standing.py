@@ -1,6 +1,7 @@
 """What the live view tells an operator: freshness, banners, the model card."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -87,6 +88,17 @@ def test_what_a_slow_consumer_misses_is_its_own_affair():
 )
 def test_everything_an_operator_must_know_has_a_banner(changes, expected):
     assert expected in ids(told(daemon(**changes)))
+
+
+def test_a_picture_that_lags_is_told_from_a_detector_that_rests():
+    old = watched()
+    entry = old.newest()
+    old.newest = lambda: replace(entry, unix_s=entry.unix_s - 9)
+    old.started_unix_s -= 20
+    [lags, *_] = told(daemon(pipeline={"last_frame_age_s": 0.1}), buffer=old)["banners"]
+    assert "behind the detector" in lags["title"]
+    [rests, *_] = told(daemon(pipeline={"last_frame_age_s": 9.0}), buffer=old)["banners"]
+    assert rests["title"].startswith("No new frames for 9 s")
 
 
 def test_a_daemon_that_does_not_answer_is_the_only_news():

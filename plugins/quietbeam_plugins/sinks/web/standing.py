@@ -188,7 +188,7 @@ def banners(
     if fresh["state"] == "lost":
         return [_lost(fresh)]
     found = [
-        *_freshness_banners(fresh),
+        *_freshness_banners(fresh, status),
         *_drop_banners(recent_drops),
         *_alarm_banners(status),
         *_load_banners(status),
@@ -210,10 +210,14 @@ def _lost(fresh: Mapping[str, Any]) -> Banner:
     return _banner("lost", "alarm", "The daemon does not answer", text)
 
 
-def _freshness_banners(fresh: Mapping[str, Any]) -> list[Banner]:
+def _freshness_banners(fresh: Mapping[str, Any], status: Mapping[str, Any]) -> list[Banner]:
     if fresh["state"] != "stale":
         return []
     age = fresh["age_s"]
+    arrived_s = (status.get("pipeline") or {}).get("last_frame_age_s")
+    if age is not None and arrived_s is not None and arrived_s < fresh["limit_s"]:
+        text = "Frames arrive, but are cleaned late or not at all. The picture is not live."
+        return [_banner("stale", "alarm", f"The picture is {age:.0f} s behind the detector", text)]
     title = "No frame of this run yet" if age is None else f"No new frames for {age:.0f} s"
     text = "The run goes on, but the detector sends nothing. The picture is not live."
     return [_banner("stale", "alarm", title, text)]
