@@ -192,25 +192,19 @@ class Server:
         path = Path(self.get("HDF1:FilePath")) / f"{self.get('HDF1:FileName')}.h5"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = h5py.File(path, "w", libver="latest")
-        for name in ("data", "data_errors"):
-            self.file.create_dataset(
-                f"entry/clean/{name}",
-                (0, *SHAPE),
-                "<f4",
-                maxshape=(None, *SHAPE),
-                chunks=(1, *SHAPE),
-            )
+        self.file.create_dataset(
+            "entry/data/data", (0, *SHAPE), "<f4", maxshape=(None, *SHAPE), chunks=(1, *SHAPE)
+        )
         self.file.swmr_mode = True
         self.put("HDF1:NumCaptured_RBV", 0)
         self.put("HDF1:FullFileName_RBV", str(path))
 
     def append(self) -> None:
-        for name in ("data", "data_errors"):
-            item = self.file[f"entry/clean/{name}"]
-            item.resize(len(item) + 1, axis=0)
-            item[-1] = self.frame
+        item = self.file["entry/data/data"]
+        item.resize(len(item) + 1, axis=0)
+        item[-1] = self.frame
         self.file.flush()
-        self.put("HDF1:NumCaptured_RBV", len(self.file["entry/clean/data"]))
+        self.put("HDF1:NumCaptured_RBV", len(self.file["entry/data/data"]))
 
 
 def _camel(metric: str) -> str:

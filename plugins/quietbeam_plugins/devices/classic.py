@@ -8,7 +8,7 @@ from typing import Any
 from ophyd import Component as Cpt
 from ophyd import Device, EpicsSignal, EpicsSignalRO
 from ophyd.areadetector.base import EpicsSignalWithRBV
-from ophyd.status import Status
+from ophyd.status import DeviceStatus
 
 from quietbeam_plugins.devices._metrics import METRICS, attributes, check_measured
 from quietbeam_plugins.sinks.epics.pv import camel
@@ -72,7 +72,7 @@ class Denoiser(Device):
         del args, kwargs
         if cls.metrics:  # that class itself
             return super().__new__(cls)
-        return super().__new__(with_metrics(cls, tuple(metrics)))
+        return Device.__new__(with_metrics(cls, tuple(metrics)))
 
     def __init__(
         self, prefix: str = "", *, metrics: Sequence[str] = METRICS, **kwargs: Any
@@ -80,10 +80,10 @@ class Denoiser(Device):
         del metrics  # components of the class by now
         super().__init__(prefix, **kwargs)
 
-    def trigger(self) -> Status:
+    def trigger(self) -> DeviceStatus:
         """Measure; see the class."""
         wanted, before = int(self.num_frames.get()), int(self.generation.get())
-        done = Status(obj=self)
+        done = DeviceStatus(self)
         put = self.snap.set(1)
 
         def finished(status: Any) -> None:

@@ -25,7 +25,9 @@ from ophyd_async.epics.core import (
 
 from quietbeam_plugins.devices.asynchronous import Denoiser, WriteMode, measure
 
-DATASETS = {"": "/entry/clean/data", "-sd": "/entry/clean/data_errors"}
+DATASET = "/entry/data/data"
+"""Of the file that the daemon writes for one plan; its own recordings are NeXus."""
+
 _READY_S = 10.0
 
 
@@ -136,19 +138,16 @@ class Data(DetectorDataLogic):
         await wait_for_value(capture.file, bool, timeout=_READY_S)
         path = Path(await capture.file.get_value())
         shape = (await capture.height.get_value(), await capture.width.get_value())
-        resources = [
-            StreamResourceInfo(
-                data_key=datakey_name + suffix,
-                shape=shape,
-                chunk_shape=(1, *shape),
-                dtype_numpy="<f4",
-                parameters={"dataset": dataset, "swmr": True},
-            )
-            for suffix, dataset in DATASETS.items()
-        ]
+        frames = StreamResourceInfo(
+            data_key=datakey_name,
+            shape=shape,
+            chunk_shape=(1, *shape),
+            dtype_numpy="<f4",
+            parameters={"dataset": DATASET, "swmr": True},
+        )
         return StreamResourceDataProvider(
             uri=f"file://localhost{path}",
-            resources=resources,
+            resources=[frames],
             mimetype="application/x-hdf5",
             collections_written_signal=capture.captured,
         )

@@ -24,7 +24,7 @@ class PauseOnDegraded(SuspenderBase):
     """
 
     def __init__(self, state: Any, *, sleep: float = 1.0, **options: Any) -> None:
-        super().__init__(state, sleep=sleep, **options)
+        super().__init__(state, sleep=sleep, **options)  # type: ignore[arg-type]  # any number
 
     def _should_suspend(self, value: Any) -> bool:
         return _text(value) in BAD
