@@ -90,11 +90,17 @@ def test_plans_act_on_what_they_measured(ioc):
         CLASSIC
         + """
 from ophyd.sim import SynAxis
-RE(plans.measure_until(den, "front.position_sd", 0.1, frame_sd=0.5, frames=5))
+RE = RunEngine({}, call_returns_result=True)
+RE.subscribe(lambda name, doc: documents.append((name, doc)))
+found = RE(
+    plans.measure_until(den, "front.position_sd", 0.1, frame_sd=0.5, frames=5)
+).plan_result
+told["found"] = [found.value, found.frames]
 told["taken"] = 5 * len(named("event"))
 documents.clear()
 start = float(den.live_front_position.get())
-value = RE(plans.wait_for_metric(den, "front.position", at_least=start + 2, frames=5))
+waiting = plans.wait_for_metric(den, "front.position", at_least=start + 2, frames=5)
+told["value"] = RE(waiting).plan_result - start
 told["waited"] = [e["data"]["den_front_position"] - start for e in named("event")]
 try:
     RE(plans.wait_for_metric(den, "front.position", at_most=0, timeout_s=0.2, frames=2))
@@ -106,6 +112,8 @@ RE(plans.track_front(den, motor, "front.position", start, motor_per_unit=1.0, st
 told["motor"] = [e["data"]["motor"] for e in named("event")]
 """,
     )
+    assert told["found"] == [0.5, 25]
+    assert told["value"] == told["waited"][-1]
     assert told["taken"] == 25  # 0.5 / sqrt(25) = 0.1
     assert told["waited"][-1] >= 2 > max(told["waited"][:-1], default=0)
     assert "wanted -inf to 0" in told["gave_up"]

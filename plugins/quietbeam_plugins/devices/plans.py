@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
@@ -19,6 +19,8 @@ from bluesky.protocols import Movable, Readable
 from bluesky.utils import MsgGenerator
 
 from quietbeam_plugins.devices.uncertainty import Calibration, sd_from_scatter
+
+T = TypeVar("T")
 
 
 class Measuring(Readable[Any], Protocol):
@@ -48,15 +50,14 @@ def count_clean(
     device: Measuring, num: int = 1, frames: int = 10, md: dict[str, Any] | None = None
 ) -> MsgGenerator[None]:
     """Take ``num`` readings, each the mean over ``frames`` frames."""
+    metadata = _metadata("count_clean", md, num=num, frames=frames)
 
-    @bpp.stage_decorator([device])
-    @bpp.run_decorator(md=_metadata("count_clean", md, num=num, frames=frames))
     def inner() -> MsgGenerator[None]:
         yield from bps.mv(device.num_frames, frames)
         for _ in range(num):
             yield from bps.trigger_and_read([device])
 
-    return (yield from inner())
+    return (yield from _in_run(device, metadata, inner))
 
 
 def wait_for_metric(
@@ -79,8 +80,8 @@ def wait_for_metric(
     if (low, high) == (-math.inf, math.inf):
         raise ValueError("wait_for_metric: give at_least, at_most or both")
 
-    @bpp.stage_decorator([device])
-    @bpp.run_decorator(md=_metadata("wait_for_metric", md, metric=metric))
+    metadata = _metadata("wait_for_metric", md, metric=metric)
+
     def inner() -> MsgGenerator[float]:
         yield from bps.mv(device.num_frames, frames)
         deadline_s = time.monotonic() + timeout_s
@@ -93,7 +94,7 @@ def wait_for_metric(
                     f"{metric} is {value:g} after {timeout_s:g} s; wanted {low:g} to {high:g}"
                 )
 
-    return (yield from inner())
+    return (yield from _in_run(device, metadata, inner))
 
 
 def measure_until(
@@ -124,8 +125,8 @@ def measure_until(
     """
     calibration = None if frame_sd is None else Calibration(frame_sd, correlation)
 
-    @bpp.stage_decorator([device])
-    @bpp.run_decorator(md=_metadata("measure_until", md, metric=metric, target_sd=target_sd))
+    metadata = _metadata("measure_until", md, metric=metric, target_sd=target_sd)
+
     def inner() -> MsgGenerator[Measured]:
         yield from bps.mv(device.num_frames, frames)
         values: list[float] = []
@@ -140,7 +141,7 @@ def measure_until(
             f"{metric}: s.d. {sd:g} after {len(values) * frames} frames; wanted {target_sd:g}"
         )
 
-    return (yield from inner())
+    return (yield from _in_run(device, metadata, inner))
 
 
 def adaptive_exposure(
@@ -163,9 +164,8 @@ def adaptive_exposure(
     Raises:
         NotReachedError: It would be longer than ``longest_s``, or did not settle.
     """
+    metadata = _metadata("adaptive_exposure", md, metric=metric, target_db=target_db)
 
-    @bpp.stage_decorator([device])
-    @bpp.run_decorator(md=_metadata("adaptive_exposure", md, metric=metric, target_db=target_db))
     def inner() -> MsgGenerator[float]:
         yield from bps.mv(device.num_frames, frames)
         exposure_s = start_s
@@ -181,7 +181,7 @@ def adaptive_exposure(
                 )
         raise NotReachedError(f"{metric} did not settle at {target_db:g} dB in {max_steps} steps")
 
-    return (yield from inner())
+    return (yield from _in_run(device, metadata, inner))
 
 
 def track_front(
@@ -210,9 +210,8 @@ def track_front(
         frames: Of one measurement.
         md: Metadata of the run.
     """
+    metadata = _metadata("track_front", md, metric=metric, wanted=wanted)
 
-    @bpp.stage_decorator([device])
-    @bpp.run_decorator(md=_metadata("track_front", md, metric=metric, wanted=wanted))
     def inner() -> MsgGenerator[None]:
         yield from bps.mv(device.num_frames, frames)
         for _ in range(steps):
@@ -220,7 +219,7 @@ def track_front(
             if math.isfinite(deviation) and abs(deviation) > dead_band:
                 yield from bps.mvr(motor, -gain * deviation * motor_per_unit)
 
-    return (yield from inner())
+    return (yield from _in_run(device, metadata, inner))
 
 
 def measure(device: Measuring, metric: str, others: list[Any] | None = None) -> MsgGenerator[float]:
@@ -228,6 +227,21 @@ def measure(device: Measuring, metric: str, others: list[Any] | None = None) -> 
     reading = yield from bps.trigger_and_read([device, *(others or [])])
     name = device.measured(metric).name
     return float(reading[name]["value"])
+
+
+def _in_run(
+    device: Measuring, md: dict[str, Any], body: Callable[[], MsgGenerator[T]]
+) -> MsgGenerator[T]:
+    """Give what ``body`` gives: decorators of bluesky give the uid of the run instead."""
+    results: list[T] = []
+
+    @bpp.stage_decorator([device])
+    @bpp.run_decorator(md=md)
+    def inner() -> MsgGenerator[None]:
+        results.append((yield from body()))
+
+    yield from inner()
+    return results[0]
 
 
 def _metadata(plan: str, md: Mapping[str, Any] | None, **more: Any) -> dict[str, Any]:

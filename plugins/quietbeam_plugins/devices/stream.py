@@ -103,6 +103,7 @@ class StreamRegion(Device):
         super().__init__("", name=name, **kwargs)
         self._region = region
         self._going: tuple[DeviceStatus, float, list[tuple[int, float]]] | None = None
+        self._wanted = 1
         frames.listen(self._hear)
 
     def measured(self, metric: str) -> Signal:
@@ -118,6 +119,7 @@ class StreamRegion(Device):
     def trigger(self) -> DeviceStatus:
         """Measure: done after ``num_frames`` frames that arrive from now on."""
         status = DeviceStatus(self)
+        self._wanted = int(str(self.num_frames.get()))
         self._going = (status, time.monotonic(), [])
         return status
 
@@ -127,7 +129,7 @@ class StreamRegion(Device):
         status, _, taken = self._going
         top, left, bottom, right = self._region
         taken.append((image.index, float(np.nanmean(image.pixels[top:bottom, left:right]))))
-        if len(taken) < int(self.num_frames.get()):
+        if len(taken) < self._wanted:
             return
         self._going = None
         self.value.put(float(np.mean([value for _, value in taken])))
