@@ -135,6 +135,6 @@ def test_what_cannot_work_is_refused_before_anything_is_written(neutron, tmp_pat
     with pytest.raises(SinkError, match="exists already"):
         analyse_file(neutron, out, "statistics", find("analyses", "statistics", AnalysisPlugin)())
     assert out.read_text() == "mine"
+    plugin = find("analyses", "statistics", AnalysisPlugin)(regions={"x": (0, 0, 99, 9)})
     with pytest.raises(ConfigError, match="not inside"):
-        plugin = find("analyses", "statistics", AnalysisPlugin)(regions={"x": (0, 0, 99, 9)})
         analyse_file(neutron, tmp_path / "new.h5", "statistics", plugin)

@@ -99,7 +99,8 @@ def analyse_file(
         writer = stack.enter_context(ResultsWriter(output, frames.run, provenance))
         messages: dict[str, str] = {}
         off = False
-        for kind in frames.kinds:
+        counted = dict.fromkeys(frames.kinds, frames.count)
+        for kind in counted:
             states = _measured(kind, frames, name, plugin, writer, progress)
             off = off or states["state"] == "off"
             if states["message"]:
@@ -110,7 +111,7 @@ def analyse_file(
             progress("drawing", 0.0)
             _draw(name, plugin, results, messages, provenance).write(report)
     return Outcome(
-        frames=dict.fromkeys(frames.kinds, frames.count),
+        frames=counted,
         messages=messages,
         failed=off,
         summary=summary,
