@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import h5py
 import pytest
@@ -424,6 +425,6 @@ def test_settings_are_restored_and_the_server_stops_at_once(tmp_path):
         put(first, "Snap:NumFrames", 42)
         pid = first.daemon.status()["children"]["epics.0"]["pid"]
         assert first.daemon.stop() == 0
-        until(lambda: not os.path.exists(f"/proc/{pid}"), 5, "the end of the view")
+        until(lambda: not Path(f"/proc/{pid}").exists(), 5, "the end of the view")
     with serving(tmp_path, settings=settings) as second:
         assert get(second, "Snap:NumFrames_RBV", "42") == "42"
