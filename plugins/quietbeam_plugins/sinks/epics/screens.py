@@ -75,18 +75,18 @@ def _shown(pv: Pv) -> bool:
 
 
 def _widget(pv: Pv) -> Any:
-    from pvi.device import ComboBox, SignalR, SignalRW, SignalX, TextRead, TextWrite
+    from pvi.device import ComboBox, SignalR, SignalRW, SignalX, TextFormat, TextRead, TextWrite
 
     name = "".join(word.capitalize() for word in pv.snake.split("_"))
     common = {"name": name, "label": pv.description}
     full = f"$(P){pv.name}"
     if pv.access == "x":
-        return SignalX(**common, write_pv=full, value="1")
-    read = TextRead(format="string") if pv.kind == "string" else TextRead()
+        return SignalX(name=name, label=pv.description, write_pv=full, value="1")
+    read = TextRead(format=TextFormat.string) if pv.kind == "string" else TextRead()
     if pv.access == "r" or not pv.rbv:
         return SignalR(**common, read_pv=full, read_widget=read)
     choices = pv.choices
-    write = ComboBox(choices=list(choices)) if choices else TextWrite()
+    write: Any = ComboBox(choices=list(choices)) if choices else TextWrite()
     return SignalRW(
         **common,
         write_pv=full,
