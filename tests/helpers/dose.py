@@ -49,13 +49,11 @@ def means(image, places):
     return [float(np.nanmean(image[y:b, x:r])) for y, x, b, r in places]
 
 
-def demonstrate(
-    denoiser="kalman", *, rate_hz=20, warm_up=150, calibrate_on=150, targets=(3.0, 2.2), places=12
-):
+def demonstrate(denoiser="kalman", *, rate_hz=20, warm_up=150, calibrate_on=150, places=12):
     """Run it; give the figures.
 
-    ``targets``: wanted s.d. in units of what one clean frame is believed to have... of raw: see
-    the code.  Everything the plans use is measured on the stream; the truth only judges.
+    What is wanted is the s.d. of one clean frame.  Everything the plans use is
+    measured on the stream; the truth only judges.
     """
     from helpers.daemons import free_port, started
     from helpers.waiting import until
