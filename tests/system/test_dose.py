@@ -1,6 +1,7 @@
 """What a plan believes of clean and of raw frames, without the truth, and whether it is right."""
 
 import pytest
+
 from helpers.dose import demonstrate
 
 pytest.importorskip("ophyd", reason="needs the extra [bluesky]")
