@@ -31,7 +31,8 @@ export function tickTexts(splits: readonly number[]): string[] {
   const step = Math.abs((splits[1] ?? 0) - (splits[0] ?? 0));
   const most = Math.max(...splits.map(Math.abs));
   if (!(step > 0) || step < 1e-6 || most >= 1e6) return splits.map((value) => number(value, 3));
-  const decimals = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+  let decimals = 0;
+  while (decimals < 9 && Number(step.toFixed(decimals)) !== Number(step.toPrecision(6))) decimals++;
   return splits.map((value) => fixed(value, decimals));
 }
 

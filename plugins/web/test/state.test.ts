@@ -157,6 +157,7 @@ describe("numbers", () => {
     expect(number(1.2e9, 3)).toBe("1.2e+9");
     expect(number(-1.77e-4, 3)).toBe("−1.8e−4");
     expect(tickTexts([1.575, 1.58, 1.585])).toEqual(["1.575", "1.580", "1.585"]);
+    expect(tickTexts([17.5, 20, 22.5])).toEqual(["17.5", "20.0", "22.5"]);
     expect(tickTexts([0, 500, 1000])).toEqual(["0", "500", "1000"]);
     expect(number(null)).toBe("–");
     expect(withSd(20.1367, 0.0412)).toBe("20.137 ± 0.041");

@@ -1,6 +1,6 @@
 /** The page with the pictures: live, or over a finished file. */
 
-import { h } from "../dom";
+import { h, throttled } from "../dom";
 import * as api from "../net/api";
 import { Refused } from "../net/api";
 import type { Settings } from "../state/settings";
@@ -29,6 +29,9 @@ import { snapshotDialog } from "../view/snapshot";
 import { Stage } from "../view/stage";
 import type { Page } from "./page";
 
+/** Words and histograms need not follow every frame; pictures do. */
+const WORDS_MS = 200;
+
 export function viewerPage(settings: Store<Settings>, recording: string | null): Page {
   const viewer = new Viewer(settings, recording);
   const { live } = viewer;
@@ -53,7 +56,7 @@ export function viewerPage(settings: Store<Settings>, recording: string | null):
   const maps = mapsPanel(live, settings);
   const control = controlPanel(live, settings, login);
   const said = notices(live);
-  stage.painted = scale.refresh;
+  stage.painted = throttled(scale.refresh, WORDS_MS);
   const stopKeys = listenToKeys({
     stage,
     toggle: time.toggle,

@@ -1,6 +1,6 @@
 /** The value under the pointer: position, raw, clean ± s.d., maps. */
 
-import { h, setText } from "../dom";
+import { h, setText, throttled } from "../dom";
 import { duration, length, NONE, number, withSd } from "../format";
 import { valueAt } from "../image/plane";
 import type { FrameImages } from "../net/frame";
@@ -39,7 +39,7 @@ export function readout(live: Store<Live>) {
     maps.element.hidden = known.length === 0;
     setText(maps.value, known.map(([name, value]) => `${name} ${mapText(now, name, value)}`).join(", "));
   };
-  const stop = live.watch((l) => [l.frame, l.pointer, l.value, l.run], refresh);
+  const stop = live.watch((l) => [l.frame, l.pointer, l.value, l.run], throttled(refresh, 100));
   return { element, stop };
 }
 

@@ -1,6 +1,6 @@
 /** Regions with their figures, their course in time, and profiles of lines. */
 
-import { h, setText } from "../dom";
+import { h, setText, throttled } from "../dom";
 import { number, withSd } from "../format";
 import type { FrameRegion, Region } from "../net/protocol";
 import type { Columns } from "../state/series";
@@ -65,7 +65,7 @@ export function regionsPanel(live: Store<Live>, settings: Store<Settings>) {
   const stops = [
     settings.watch(ids, rebuild),
     settings.watch((s) => s.theme, refresh),
-    live.watch((l) => [l.frame, l.series, l.selected], refresh),
+    live.watch((l) => [l.frame, l.series, l.selected], throttled(refresh, 250)),
   ];
   const stop = () => {
     stops.forEach((end) => end());

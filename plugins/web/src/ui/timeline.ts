@@ -1,6 +1,6 @@
 /** The rolling buffer, or a file: scrub, step, play, bookmarks, back to live. */
 
-import { h, icon, setAttribute, setText } from "../dom";
+import { h, icon, setAttribute, setText, throttled } from "../dom";
 import { duration } from "../format";
 import type { Live } from "../state/live";
 import type { Viewer } from "../state/viewer";
@@ -59,7 +59,7 @@ export function timeline(viewer: Viewer) {
     setText(where, whereText(live.value));
     showMarks(marks, bookmarks, buffer.first, buffer.last, (kept) => viewer.seek(kept));
   };
-  const unwatch = live.watch((l) => [l.buffer, l.frame, l.following, l.bookmarks], refresh);
+  const unwatch = live.watch((l) => [l.buffer, l.frame, l.following, l.bookmarks], throttled(refresh, 100));
   player.changed = refresh;
   const element = h(
     "div",

@@ -11,6 +11,14 @@ import type { Pane } from "./layout";
 import { colourOf, gripsOf } from "./regions";
 import { scaleBar } from "./scalebar";
 
+/** Equal for overlays that look the same. */
+export function overlayKey(over: PaneOverlay): unknown {
+  const { header, labels, limits, colours, ...rest } = over;
+  const bar = limits && [number(limits.low, 3), number(limits.high, 3)];
+  const moving = labels.length > 0 ? header.seq : header.bin;
+  return [rest, bar, colours[0], colours[255], header.region, moving];
+}
+
 type Context = CanvasRenderingContext2D;
 
 export interface PaneOverlay {

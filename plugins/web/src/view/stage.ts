@@ -10,7 +10,7 @@ import type { Store } from "../state/store";
 import type { Viewer } from "../state/viewer";
 import { type Camera, cameraOf, type Point, type Size, toImage, visiblePart } from "./camera";
 import { type Pane, panesOf } from "./layout";
-import { drawOverlay } from "./overlay";
+import { drawOverlay, overlayKey, type PaneOverlay } from "./overlay";
 import { PaneLabels } from "./panelabels";
 import { wantedView } from "./wanted";
 
@@ -43,6 +43,7 @@ export class Stage {
   readonly #labels = new PaneLabels();
   #size: Size = { width: 1, height: 1 };
   #seconds = false;
+  #overDrawn = "";
   #acknowledged: FrameImages | null = null;
   #blink: ReturnType<typeof setInterval> | undefined;
   readonly #watch = new ResizeObserver(() => this.#resized());
@@ -132,6 +133,7 @@ export class Stage {
     if (width === 0 || height === 0) return;
     this.#size = { width, height };
     const ratio = window.devicePixelRatio || 1;
+    this.#overDrawn = "";
     for (const canvas of [this.canvas, this.over]) {
       canvas.width = Math.round(width * ratio);
       canvas.height = Math.round(height * ratio);
@@ -226,35 +228,40 @@ export class Stage {
     };
   }
 
+  /** Drawn anew only when something of it is another: most frames change the pictures alone. */
   #drawOver(frame: FrameImages | null, panes: readonly Pane[]): void {
+    const overlays = frame ? panes.map((pane) => this.#overlay(frame, pane, panes[0])) : [];
+    const drawn = JSON.stringify([this.over.width, this.over.height, overlays.map(overlayKey)]);
+    if (drawn === this.#overDrawn) return;
+    this.#overDrawn = drawn;
     const context = this.over.getContext("2d");
     if (!context) return;
     const ratio = this.over.width / this.#size.width;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, this.#size.width, this.#size.height);
-    if (!frame) return;
+    for (const overlay of overlays) drawOverlay(context, overlay);
+  }
+
+  #overlay(frame: FrameImages, pane: Pane, first: Pane | undefined): PaneOverlay {
     const settings = this.settings.value;
     const { pointer, selected, hello, run } = this.viewer.live.value;
-    const labels = frame.maps.filter(
-      ({ name }) => settings.maps.includes(name) && kindOf(hello?.maps[name]) === "labels",
-    );
-    for (const pane of panes) {
-      drawOverlay(context, {
-        pane,
-        camera: this.camera(pane),
-        header: frame.header,
-        labels,
-        ids: settings.ids,
-        regions: settings.regions,
-        selected,
-        pointer,
-        pixel_m: run?.pixel_size_m ?? null,
-        limits: this.scales.limits.get(pane.plane),
-        colours: this.scales.colours(pane.plane, settings, this.dark()),
-        unit: frame.header.unit,
-        bar: settings.mode !== "swipe" || pane === panes[0],
-      });
-    }
+    return {
+      pane,
+      camera: this.camera(pane),
+      header: frame.header,
+      labels: frame.maps.filter(
+        ({ name }) => settings.maps.includes(name) && kindOf(hello?.maps[name]) === "labels",
+      ),
+      ids: settings.ids,
+      regions: settings.regions,
+      selected,
+      pointer,
+      pixel_m: run?.pixel_size_m ?? null,
+      limits: this.scales.limits.get(pane.plane),
+      colours: this.scales.colours(pane.plane, settings, this.dark()),
+      unit: frame.header.unit,
+      bar: settings.mode !== "swipe" || pane === first,
+    };
   }
 
   #placeDivider({ mode, divider }: Settings): void {
