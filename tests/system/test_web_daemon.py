@@ -29,6 +29,7 @@ kind = "web"
 address = "127.0.0.1:{port}"
 recordings = "{directory}"
 buffer_mib = 64
+linger_s = 3
 """
 
 
