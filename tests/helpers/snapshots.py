@@ -46,6 +46,7 @@ def snapshot(*, heartbeats=None, source=None, output_state="recording", **change
         },
         "ledger": {"ingest": {**account, "dropped": {}}, "denoise": account, "zmq.1": account},
         "sinks": ["hdf5.0", "zmq.1"],
+        "connections": {"zmq.1": {"subscribers": 2, "refused": 3}},
         "rings": {"raw": {"frames": 5, "capacity_bytes": 10, "readers": [reader]}},
         "balanced": True,
         "frames": {

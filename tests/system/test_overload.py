@@ -18,9 +18,11 @@ from helpers.overload import Gather, loaded, numbered, offer_as_plugin
 from helpers.recordings import sink_process
 from helpers.waiting import until
 from quietbeam.core.plugin import SinkPlugin
+from quietbeam.core.ring import Kind, RingReader
 from quietbeam.registry import find
 
 Zmq = find("sinks", "zmq", SinkPlugin)
+Hdf5 = find("sinks", "hdf5", SinkPlugin)
 ORDER = ["display", "training", "analyses", "denoising"]
 FRAME_S = 0.05
 """What the slow denoiser takes: it can do 20 frames a second."""
@@ -91,6 +93,34 @@ def test_ten_seconds_after_the_load_all_is_as_before(tmp_path):
     states, after_s = overload(tmp_path, 5, 0.7, calm=True)
     assert states == [*ORDER, "analyses", "training", "display", "normal"]
     assert after_s < 10
+
+
+def test_denoising_is_given_up_before_a_recorder_that_lags_loses_a_raw_frame(tmp_path):
+    (tmp_path / "recording").mkdir()
+    recorder = Hdf5(directory=tmp_path / "recording")
+    load = {
+        "frame_s": 0.0,
+        "backlog": 1000,
+        "shape": (128, 128),
+        "ring_mib": 4,
+        "sinks": [recorder],
+    }
+    with loaded(tmp_path, [(115, 400.0), (600, 100.0)], **load) as running:
+        reader = RingReader(running.rings.raw.path, "hdf5.0", from_first=True)
+        running.start()
+        read = 0
+        while not any(state == "denoising" for state in running.states()):
+            reader.beat()  # it lives, and its disk is slow
+            time.sleep(0.01)
+        assert running.states()[:4] == ORDER
+        while not reader.finished:  # the disk is quick again
+            read += getattr(reader.read(0.05), "kind", None) == Kind.FRAME
+        running.join()
+        denoise = running.pipeline.ledger.stages()["denoise"]
+        assert (read, reader.lost) == (715, 0)
+        assert set(denoise.dropped) == {"recorder_behind"}
+        assert denoise.sent > 500  # it was taken up again
+        assert running.states()[-1] == "normal"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What is shown of the ledger: the log line of a run, the table, the dashboard."""
 
 import io
+import time
 
 from rich.console import Console
 from structlog.testing import capture_logs
@@ -49,6 +50,20 @@ def test_a_run_is_told_once_and_only_when_nothing_of_it_is_in_flight():
     assert (line["event"], line["run"], line["reason"]) == ("run_account", "a", "completed")
     assert (line["received"], line["missing"], line["frames_expected"]) == (4, 4, 8)
     assert line["stages"]["denoise"]["sent"] == 4
+
+
+def test_a_run_of_which_nothing_moves_any_more_is_told_as_it_is():
+    ledger = ledger_of_two_runs()
+    log = RunLog(ledger, patience_s=0.3)
+    with capture_logs() as logs:
+        began_s = time.monotonic()
+        while not logs:  # first its frames still come, then they do not
+            moves = time.monotonic() - began_s < 1.0
+            ledger.received("denoise", int(moves), run="a")
+            log.tell()
+            assert not (moves and logs)
+            time.sleep(0.01)
+    assert logs[0]["stages"]["denoise"]["in_flight"] > 10
 
 
 def test_a_daemon_that_stops_tells_what_is_left():

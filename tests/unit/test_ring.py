@@ -250,6 +250,17 @@ def test_pressure_tells_how_close_a_reader_is_to_losing_frames(ring):
     assert reader.pressure == 0
 
 
+def test_the_writer_sees_how_close_a_living_reader_is_to_losing_frames(ring):
+    assert ring.pressure_on("a") == 0  # nobody of this name
+    reader = RingReader(ring.path, "a")
+    write(ring, 0, 10)
+    assert ring.pressure_on("a") == reader.pressure > 0
+    reader._me[mem.R_BEAT] = max(0, time.monotonic_ns() - 6_000_000_000)
+    assert ring.pressure_on("a") == 0  # it is dead: giving up other things does not help it
+    drain(reader)
+    assert ring.pressure_on("a") == 0
+
+
 def test_the_last_starts_stay_known_when_the_ring_has_overwritten_them(ring):
     reader = RingReader(ring.path, "a")
     assert reader.pinned() is None

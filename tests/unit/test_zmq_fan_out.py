@@ -206,10 +206,14 @@ def test_only_known_keys_are_let_in_and_a_new_one_needs_no_restart(keys, socket,
         sink.start(run_start())
         until(lambda: any(entry["event"] == "client_refused" for entry in logs))
         assert {sink.write(result(index)) for index in range(5)} == {"no_consumer"}
+        told = sink.connections()
+        assert told.pop("refused") >= 1
+        assert told == ({"subscribers": 0} if socket == "pub" else {})
         friend = Array(address=sink.address, socket=kind, **client(keys, "known"))
         known_ = all_.enter_context(reading(friend))
         until(lambda: (sink.write(result(1)), known_)[1])
         np.testing.assert_array_equal(known_[0].pixels, result(1).clean)
+        assert sink.connections().get("subscribers", 1) == 1
         assert plain == unknown == []
         (keys / "unknown.key").rename(keys / "clients" / "late.key")
         until(lambda: (sink.write(result(2)), unknown)[1])

@@ -179,6 +179,15 @@ class PacedSink(Protocol):
         ...
 
 
+@runtime_checkable
+class ServingSink(Protocol):
+    """A light sink that knows who is connected to it."""
+
+    def connections(self) -> Mapping[str, int]:
+        """Give ``subscribers`` now and clients ``refused`` so far, where known; from any thread."""
+        ...
+
+
 class RecordingSink(Sink, Protocol):
     """A sink in its own process that also takes every raw frame."""
 

@@ -77,6 +77,8 @@ def create(path: Path, capacity_bytes: int, entries: int = 8192) -> RingWriter:
     return RingWriter(path)
 
 
+_DEAD_NS = 5_000_000_000
+"""A reader that has not read for so long does not live: nothing helps it to keep up."""
 _HEAD_ROOM = 1024
 """Bytes kept free before a place that is lent, for the head of its record."""
 
@@ -105,6 +107,7 @@ class RingWriter:
         self._pinned: deque[bytes] = deque(read_pinned(path), maxlen=mem.PINNED)
         self._loan: _Loan | None = None
         self._usual = 0
+        self._rows: dict[str, int] = {}
 
     @property
     def frames(self) -> int:
@@ -167,6 +170,22 @@ class RingWriter:
         """The accounts of all readers that ever attached."""
         rows = [row for row in range(mem.READERS) if self._m.readers[row, mem.R_USED]]
         return [_account(self._m, row) for row in rows]
+
+    def pressure_on(self, reader: str) -> float:
+        """How close a reader that lives is to losing frames; 0 if it does not.
+
+        Args:
+            reader: Its name.  See ``RingReader.pressure``.
+        """
+        row = self._rows.get(reader)
+        if row is None:
+            names = (self._m.reader_name(row) for row in range(mem.READERS))
+            row = next((row for row, name in enumerate(names) if name == reader), None)
+            if row is None or not self._m.readers[row, mem.R_USED]:
+                return 0.0
+            self._rows[reader] = row
+        age_ns = time.monotonic_ns() - int(self._m.readers[row, mem.R_BEAT])
+        return self._m.pressure(row) if age_ns < _DEAD_NS else 0.0
 
     def _lent_start(
         self, pieces: Sequence[bytes | memoryview], arrays: Sequence[NDArray[Any]]
@@ -247,7 +266,8 @@ class RingReader:
     ) -> None:
         self._m = Mapping(path)
         self.path = path
-        self._me = self._m.readers[claim_row(self._m, name)]
+        self._row = claim_row(self._m, name)
+        self._me = self._m.readers[self._row]
         known = bool(self._me[mem.R_USED])
         self.resumed = known and resume
         if not known:
@@ -280,13 +300,7 @@ class RingReader:
     @property
     def pressure(self) -> float:
         """How much of what the ring can hold waits to be read: 1 is about to be lost."""
-        entry = self._m.entry(int(self._me[mem.R_CURSOR]))
-        if self.backlog <= 0:
-            return 0.0
-        if entry is None:
-            return 1.0
-        waiting = int(self._m.header[mem.H_RESERVED]) - entry.start
-        return min(1.0, max(waiting / self._m.capacity, self.backlog / self._m.entries))
+        return self._m.pressure(self._row)
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -90,6 +90,17 @@ class Mapping:
                 return head, last.frames_after
         return 0, 0
 
+    def pressure(self, row: int) -> float:
+        """How much of what fits the ring waits for the reader in ``row``: 1 is about to be lost."""
+        cursor, head = int(self.readers[row, R_CURSOR]), int(self.header[H_HEAD])
+        if cursor >= head:
+            return 0.0
+        entry = self.entry(cursor)
+        if entry is None:
+            return 1.0
+        waiting = int(self.header[H_RESERVED]) - entry.start
+        return min(1.0, max(waiting / self.capacity, (head - cursor) / self.entries))
+
     def reader_name(self, row: int) -> str:
         """Name of the reader in ``row``, "" if none."""
         raw = self.readers[row, NAME_WORD:].tobytes()[:NAME_BYTES]

@@ -107,6 +107,10 @@ class RunCleaner:
         return NoiseModel(known.gain, known.offset_variance or 0.0)
 
 
+_RECORDER_CALM = 0.5
+"""Denoising that was given up for the recorder is taken up below this."""
+
+
 class Denoise:
     """The thread.  It alone touches engines' live state; others leave it commands.
 
@@ -117,6 +121,8 @@ class Denoise:
         finish: Takes the run's start and end, and every estimate.
         max_backlog: Frames that may wait before the oldest are given up.
         shed: Told how full that is.
+        recorder_fill: Gives how far the slowest recorder of raw frames is behind;
+            beyond 1 all waiting frames are given up, so that it can catch up.
     """
 
     def __init__(
@@ -127,7 +133,9 @@ class Denoise:
         finish: Finish,
         max_backlog: int,
         shed: Shed,
+        recorder_fill: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._recorder_fill, self._for_recorder = recorder_fill, False
         self._reader, self._runs = reader, records.RunReader(reader)
         self._ledger, self._start_run = ledger, start_run
         self._finish = finish
@@ -192,14 +200,21 @@ class Denoise:
             self._commands.popleft()[1].cancel()
 
     def _shed(self) -> None:
-        """Give up the oldest waiting frames when there are too many: latency stays bounded."""
-        self._overload.update(self._reader.backlog / self._max_backlog, time.monotonic())
-        if self._reader.backlog <= self._max_backlog:
-            return
+        """Give up waiting frames if there are too many, or the recorder needs the machine."""
+        behind, backlog = self._recorder_fill(), self._reader.backlog
+        self._overload.update(max(behind, backlog / self._max_backlog), time.monotonic())
+        self._for_recorder = behind > (_RECORDER_CALM if self._for_recorder else 1.0)
+        if self._for_recorder:
+            self._pass_over("recorder_behind", 0)
+        elif backlog > self._max_backlog:  # latency stays bounded
+            self._pass_over("overload", self._max_backlog // 2)
+
+    def _pass_over(self, reason: str, left: int) -> None:
+        """Give up the oldest frames until so many records wait."""
         run = None if self.cleaner is None else self.cleaner.run.run
-        while self._reader.backlog > self._max_backlog // 2 and self._reader.skip_frame():
+        while self._reader.backlog > left and self._reader.skip_frame():
             self._ledger.received(STAGE, run=run)
-            self._ledger.dropped(STAGE, "overload", run=run)
+            self._ledger.dropped(STAGE, reason, run=run)
 
     def _take(self, item: Any) -> None:
         match item:

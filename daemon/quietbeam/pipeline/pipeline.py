@@ -17,6 +17,7 @@ from quietbeam.config import Config
 from quietbeam.core.errors import EngineError
 from quietbeam.core.events import RunStart
 from quietbeam.core.ledger import Ledger
+from quietbeam.core.plugin import ViewSink
 from quietbeam.core.ring import RingReader, RingWriter
 from quietbeam.model.channels import calibration_account, each_channel, specs_for
 from quietbeam.model.stabilise import NoiseModel
@@ -28,7 +29,7 @@ from quietbeam.pipeline.ingest import Ingest
 from quietbeam.pipeline.networks import Networks
 from quietbeam.pipeline.publish import Publish, light_sinks
 from quietbeam.pipeline.quality import SPECS
-from quietbeam.pipeline.shed import Shed
+from quietbeam.pipeline.shed import RECORDER_FULL, Shed
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,16 @@ class Rings:
 
     raw: RingWriter
     clean: RingWriter
+
+
+def _recorder_fill(config: Config, ring: RingWriter) -> Callable[[], float]:
+    """Give how far the recorder is behind that is furthest behind; 1: denoising must help it."""
+    names = [
+        f"{sink.name}.{number}"
+        for number, sink in enumerate(config.sinks)
+        if sink.plugin.own_process and not isinstance(sink.plugin, ViewSink)
+    ]
+    return lambda: max(map(ring.pressure_on, names), default=0.0) / RECORDER_FULL
 
 
 class Pipeline:
@@ -75,6 +86,7 @@ class Pipeline:
             self._finish,
             config.service.max_backlog_frames,
             self.shed,
+            _recorder_fill(config, rings.raw),
         )
         self._ingest.observe = lambda seconds: self.observe("ingest", seconds)
         self._denoise.observe = lambda seconds: self.observe("denoise", seconds)
@@ -93,6 +105,10 @@ class Pipeline:
             "finish": self._finish_body,
             **sinks,
         }
+
+    def connections(self) -> dict[str, dict[str, int]]:
+        """Say of each light sink that knows: who is connected, and who was refused."""
+        return {sink.label: sink.connections() for sink in self._light if sink.connections()}
 
     def stop(self) -> None:
         """Ask ingest to end; the rest drains in order of flow."""

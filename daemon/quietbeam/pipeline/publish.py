@@ -15,7 +15,7 @@ from quietbeam.core import records
 from quietbeam.core.channel import Outbox
 from quietbeam.core.events import Frame, RunEnd, RunStart
 from quietbeam.core.ledger import Ledger
-from quietbeam.core.plugin import PacedSink, SinkPlugin
+from quietbeam.core.plugin import PacedSink, ServingSink, SinkPlugin
 from quietbeam.core.result import Result
 from quietbeam.core.ring import RingWriter
 from quietbeam.pipeline.raw_outbox import RawOutbox
@@ -60,11 +60,17 @@ class SinkThread:
         self._ledger = ledger
         self._start: RunStart | None = None
         self._told_lost = 0
+        self._sink: Any = None
         self._log = structlog.get_logger(sink=label)
 
     def close(self) -> None:
         """Nothing more will come; what is queued is still written."""
         self._waiting.close()
+
+    def connections(self) -> dict[str, int]:
+        """Say who is connected and who was refused, where the sink knows; from any thread."""
+        sink = self._sink
+        return dict(sink.connections()) if isinstance(sink, ServingSink) else {}
 
     def body(self) -> None:
         """The thread."""
@@ -96,6 +102,7 @@ class SinkThread:
 
     def _drain(self) -> None:
         with self._plugin.open() as sink:
+            self._sink = sink
             if self._start is not None:
                 sink.start(self._start)
             for item in self._waiting:

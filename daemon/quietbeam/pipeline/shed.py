@@ -21,6 +21,13 @@ LIMITS: dict[Burden, float] = {
 }
 """In the order of giving up: how full the denoiser's backlog may be before."""
 
+RECORDER_FULL = 0.8
+"""How much of the raw ring may wait for a recorder: that counts as a full backlog (1.0).
+
+What is left of the ring is the recorder's, so that denoising is given up before
+raw frames are lost.
+"""
+
 STATES = ("normal", *LIMITS)
 """Each names the last burden given up; all before it are given up as well."""
 

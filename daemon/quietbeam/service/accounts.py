@@ -15,7 +15,6 @@ from quietbeam.service.outputs import OutputProcess
 from quietbeam.service.views import View
 
 STREAMS = ("raw", "clean")
-_PATIENCE_S = 60.0
 _CLEAN = "clean_"
 
 log = structlog.get_logger()
@@ -69,28 +68,35 @@ def views_account(
 
 
 class RunLog:
-    """Tells the account of every run once, as soon as no frame of it is in flight."""
+    """Tells the account of every run once, as soon as no frame of it is in flight.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    Args:
+        ledger: Where the accounts are.
+        patience_s: An account that has not changed for so long is told as it is.
+    """
+
+    def __init__(self, ledger: Ledger, patience_s: float = 60.0) -> None:
+        self._ledger, self._patience_s = ledger, patience_s
         self._told: deque[str] = deque(maxlen=2 * RUNS_KEPT)
-        self._seen_s: dict[str, float] = {}
+        self._seen: dict[str, tuple[Mapping[str, Any], float]] = {}
 
     def tell(self, *, now: bool = False) -> None:
         """Log the runs that are over and settled; ``now``, also those that are not."""
         for account in reversed(self._ledger.runs_over(ranges=False)):
             name = account["run"]
             if name not in self._told and (now or self._is_settled(account)):
-                self._seen_s.pop(name, None)
+                self._seen.pop(name, None)
                 self._told.append(name)
                 log.info("run_account", **dict(_flat(account)))
 
     def _is_settled(self, account: Mapping[str, Any]) -> bool:
-        since_s = self._seen_s.setdefault(account["run"], time.monotonic())
-        stages = account["stages"]
+        name, stages = account["run"], account["stages"]
+        if name not in self._seen or self._seen[name][0] != stages:
+            self._seen[name] = stages, time.monotonic()
         flowing = any(stage["in_flight"] for stage in stages.values())
         in_ring = _count(stages, "ingest", "sent") - _count(stages, "denoise", "received")
-        return not (flowing or in_ring) or time.monotonic() - since_s > _PATIENCE_S
+        settled = not (flowing or in_ring)
+        return settled or time.monotonic() - self._seen[name][1] >= self._patience_s
 
 
 def _count(stages: Mapping[str, Mapping[str, int]], stage: str, what: str) -> int:

@@ -324,6 +324,18 @@ FAMILIES: tuple[Family, ...] = (
         ("output", "reason"),
         read.not_published,
     ),
+    gauge(
+        "output_subscribers",
+        "Clients that have subscribed to an output, at its last frame.",
+        ("output",),
+        read.connections("subscribers"),
+    ),
+    counter(
+        "output_clients_refused_total",
+        "Clients whose CURVE key an output does not know, since it was opened.",
+        ("output",),
+        read.connections("refused"),
+    ),
     # the service
     gauge("child_up", "1 while a child process is ready.", ("child",), read.children("up")),
     counter(

@@ -13,8 +13,8 @@ from quietbeam.service.supervise import RESTART_REASONS
 
 STAGES = ("ingest", "denoise", "publish")
 DROP_REASONS: Mapping[str, tuple[str, ...]] = {
-    "ingest": ("oversized",),
-    "denoise": ("overload", "ring_overrun", "no_run", "shape", "paused"),
+    "ingest": ("oversized", "queue_full"),
+    "denoise": ("overload", "recorder_behind", "ring_overrun", "no_run", "shape", "paused"),
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
 LIGHT_DROP_REASONS = (
@@ -102,6 +102,17 @@ def readers(field: str) -> Reader:
         for ring, account in status["rings"].items():
             for reader in account["readers"]:
                 yield (ring, reader["name"]), float(reader[field])
+
+    return read
+
+
+def connections(field: str) -> Reader:
+    """Read one number of every output that knows who is connected."""
+
+    def read(status: Status) -> Iterator[Sample]:
+        for output, account in (status.get("connections") or {}).items():
+            if field in account:
+                yield (output,), float(account[field])
 
     return read
 

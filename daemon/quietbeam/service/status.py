@@ -70,6 +70,7 @@ class Parts:
             "ledger": stages,
             "output_accounts": self.output_accounts(),
             "sinks": [f"{sink.name}.{number}" for number, sink in enumerate(config.sinks)],
+            "connections": self.pipeline.connections(),
             "rings": rings,
             "balanced": is_balanced(stages, rings),
             "queues": _queues(config, pipeline),

@@ -115,22 +115,21 @@ class Zmq(SinkPlugin):
         Raises:
             SinkError: The address, or a key, cannot be used.
         """
-        with zmq.Context() as context, self._doorkeeper(context):
-            sink = ZmqSink(self, context)
+        with zmq.Context() as context, self._doorkeeper(context) as keeper:
+            sink = ZmqSink(self, context, keeper)
             try:
                 yield sink
             finally:
                 sink.close()
 
     @contextmanager
-    def _doorkeeper(self, context: zmq.Context[Any]) -> Iterator[None]:
+    def _doorkeeper(self, context: zmq.Context[Any]) -> Iterator[curve.Doorkeeper | None]:
         if self.curve_clients is None:
-            yield
+            yield None
             return
         try:
-            keeper = curve.doorkeeper(context, self.curve_clients)
-            with keeper:
-                yield
+            with curve.doorkeeper(context, self.curve_clients) as keeper:
+                yield keeper
         except ConfigError as error:
             raise SinkError(f"zmq output {self.address}: {error}") from error
 
@@ -149,8 +148,13 @@ class ZmqSink:
         subscribers: Subscriptions of a ``pub`` socket, at the last write.
     """
 
-    def __init__(self, settings: Zmq, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Zmq,
+        context: zmq.Context[zmq.Socket[bytes]],
+        keeper: curve.Doorkeeper | None = None,
+    ) -> None:
+        self._settings, self._keeper = settings, keeper
         kinds = {"array-1.0": Array1, "dectris-v2": Stream2}
         self._format = kinds[settings.format](settings.what, settings.compression)
         self._owed: deque[Message] = deque(maxlen=_OWED)
@@ -202,6 +206,11 @@ class ZmqSink:
     def lost(self, frames: int) -> None:
         """Leave a gap in ``seq``: so many images did not come here."""
         self.seq += frames
+
+    def connections(self) -> dict[str, int]:
+        """Give ``subscribers`` of a ``pub`` socket, and how many clients CURVE has ``refused``."""
+        found = {"subscribers": self.subscribers} if self._settings.socket == "pub" else {}
+        return found if self._keeper is None else found | {"refused": self._keeper.refused}
 
     def close(self) -> None:
         """Let go of the address; what is queued has a moment to leave."""
