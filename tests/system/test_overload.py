@@ -167,7 +167,8 @@ def resident_mib():
 def stalled_subscribers(tmp_path, frames, rate_hz):
     """Publish to four subscribers, two of which never read; give resident memory over time."""
     addresses = {what: f"ipc://{tmp_path}/{what}" for what in ("clean", "raw")}
-    sinks = [Zmq(address=address, what=what) for what, address in addresses.items()]
+    queue = {"queue_messages": 64}  # more than a second: a busy machine is nobody's fault
+    sinks = [Zmq(address=address, what=what, **queue) for what, address in addresses.items()]
     load = {"frame_s": 0.001, "backlog": 4000, "shape": (128, 128), "ring_mib": 4}
     memory = []
     with ExitStack() as all_:

@@ -24,7 +24,7 @@ _SUBSCRIBER = """
 import json, sys, time, zmq
 address, path, pause_s = sys.argv[1], sys.argv[2], float(sys.argv[3])
 socket = zmq.Context().socket(zmq.SUB)
-socket.set(zmq.RCVHWM, 8)
+socket.set(zmq.RCVHWM, 8 if pause_s else 1000)
 socket.subscribe(b"")
 socket.connect(address)
 with open(path, "w") as file:

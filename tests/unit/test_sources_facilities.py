@@ -103,6 +103,17 @@ def test_a_stins_series_whose_header_was_lost_is_a_run_of_its_own():
     assert kinds(feed(running, [[stins(msg_number=4), pixels]])) == ["RunStart", "Frame"]
 
 
+@pytest.mark.parametrize("form", ["karabo", "odin"])
+def test_a_damaged_name_at_first_does_not_hide_the_stream_for_ever(form):
+    running, sending = decoder(form, run_timeout_s=5.0), encoder(form)
+    first, second = sending.frame(frame(0)) + sending.frame(frame(1))
+    name, other = {"karabo": (b"AGIPD1M", b"AGIXD1M"), "odin": (b':"data"', b':"dxta"')}[form]
+    damaged = [part.replace(name, other) for part in first]
+    feed(running, [damaged])
+    list(running.idle(20 * SECOND))
+    assert kinds(feed(running, [second], 20 * SECOND))[-2:] == ["RunStart", "Frame"]
+
+
 def test_modules_that_the_end_overtook_start_no_run_of_their_own():
     running = decoder("sls", receivers=2, grace_s=0, module_timeout_s=0.1)
     events = feed(running, [sls(n, row=0) for n in (1, 2, 3)] + [sls(1, row=1), sls_end()])

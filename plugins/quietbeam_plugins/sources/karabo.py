@@ -135,6 +135,8 @@ class KaraboDecoder:
 
     def _array(self, header: Mapping[str, Any], part: Bytes, received_ns: int) -> Iterator[Event]:
         source = header["source"]
+        if self._machine.running is None:  # one that was damaged must not bind us for ever
+            self._source = self._settings.source
         if header.get("path") != self._settings.key or source != (self._source or source):
             return
         self._source = source

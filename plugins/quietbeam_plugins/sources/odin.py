@@ -45,7 +45,7 @@ class OdinDecoder(ArrayDecoder):
 
     def __init__(self, settings: OdinLiveView) -> None:
         super().__init__(settings)
-        self._dataset = settings.dataset
+        self._wanted = self._dataset = settings.dataset
 
     def header(
         self,
@@ -56,6 +56,8 @@ class OdinDecoder(ArrayDecoder):
         yield from ()
         header = parse_json(part)
         dataset = str(header.get("dataset", ""))
+        if self._machine.running is None:  # one that was damaged must not bind us for ever
+            self._dataset = self._wanted
         if self._dataset is None:
             self._dataset = dataset
         if dataset != self._dataset:
