@@ -92,6 +92,7 @@ def test_ten_seconds_after_the_load_all_is_as_before(tmp_path):
     assert after_s < 10
 
 
+@pytest.mark.slow
 def test_denoising_is_given_up_before_a_recorder_that_lags_loses_a_raw_frame(tmp_path):
     (tmp_path / "recording").mkdir()
     recorder = Hdf5(directory=tmp_path / "recording")

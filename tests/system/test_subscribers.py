@@ -81,15 +81,21 @@ def read(path):
 
 
 def p99(latency_ms, span):
-    return float(np.percentile([latency_ms[seq] for seq in range(span[0], span[1] + 1)], 99))
+    return float(
+        np.percentile([ms for seq, ms in latency_ms.items() if span[0] <= seq <= span[1]], 99)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-def test_a_slow_and_a_stopped_subscriber_cost_neither_memory_nor_anybody_elses_time(tmp_path):
+@pytest.mark.parametrize("seconds", [60, 600])
+def test_a_slow_and_a_stopped_subscriber_cost_neither_memory_nor_anybody_elses_time(
+    tmp_path, seconds
+):
     good, slow, stopped = (tmp_path / name for name in ("good", "slow", "stopped"))
-    alone_s = 60.0  # before and after
-    with Zmq(address="tcp://127.0.0.1:*", what="raw").open() as sink:
+    alone_s = 30.0  # before and after
+    # A second of room, so that a busy machine does not cost the good one a frame.
+    with Zmq(address="tcp://127.0.0.1:*", what="raw", queue_messages=64).open() as sink:
         sink.start(RunStart(run="r", shape=PIXELS.shape, dtype=PIXELS.dtype))
         publisher = Publisher(sink)
         with subscribing(sink.address, good):
@@ -103,7 +109,7 @@ def test_a_slow_and_a_stopped_subscriber_cost_neither_memory_nor_anybody_elses_t
             with subscribing(sink.address, slow, 1.0), subscribing(sink.address, stopped) as dead:
                 dead.send_signal(signal.SIGSTOP)
                 began = len(publisher.memory)
-                during = publisher.publish(600.0)
+                during = publisher.publish(seconds)
                 memory = publisher.memory[began:]
             after = publisher.publish(alone_s)
             until(lambda: read(good).get(after[1]) is not None)
