@@ -7,8 +7,8 @@ A (E, K)::
 
 For the few components of a map the solution is found exactly, without iterating: of all 2^K
 choices which components are free, the one that satisfies the Karush-Kuhn-Tucker conditions is
-the smallest cost among those with x >= 0.  The covariance of the free components is
-(A_f^T W A_f)^-1; one held at zero has none.
+the smallest cost among those with x >= 0.  The covariance is that of the free fit,
+(A^T W A)^-1: one held at zero is not known any better for it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def fit_non_negative(
     normal = np.einsum("ei,en,ej->nij", a, w, a)
     right = np.einsum("ei,en,en->ni", a, w, d)
     whole = np.einsum("en,en,en->n", d, w, d)
-    amount, covariance = np.zeros((n, k)), np.zeros((n, k, k))
+    amount, covariance = np.zeros((n, k)), np.linalg.inv(normal)
     cost = whole.copy()
     for count in range(1, k + 1):
         for free in itertools.combinations(range(k), count):
@@ -78,9 +78,6 @@ def fit_non_negative(
             filled = np.zeros((n, k))
             filled[:, free] = x
             amount[better] = filled[better]
-            spread = np.zeros((n, k, k))
-            spread[index] = inverse
-            covariance[better] = spread[better]
     nan = np.nan
     return Fit(
         np.where(known, amount.T, nan),
