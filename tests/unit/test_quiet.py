@@ -11,6 +11,7 @@ from helpers.streams import stream as numpy_stream
 from quietbeam import EngineError
 from quietbeam.model.fuse import fuse
 from quietbeam.testing.imagined import expose, imagine
+from quietbeam_plugins.denoisers._bank import FilterBank
 from quietbeam_plugins.denoisers._filters import Blurs, fold, median_3x3, unfold
 from quietbeam_plugins.denoisers.quiet import (
     Memory,
@@ -20,6 +21,14 @@ from quietbeam_plugins.denoisers.quiet import (
     noise_power,
     without_spikes,
 )
+
+
+def drifting(frames, side, seed):
+    """A random texture that moves by a pixel a frame, (frames, side, side)."""
+    texture = normal(1, 1, side, side + frames, seed=1000 + seed)
+    for _ in range(3):
+        texture = torch.nn.functional.avg_pool2d(texture, 3, 1, 1)
+    return 20 + 8 * torch.stack([texture[0, 0, :, i : i + side] for i in range(frames)])
 
 
 def normal(*shape, seed=0):
@@ -210,6 +219,50 @@ def test_a_preview_says_little_before_it_has_seen_enough(gap):
     assert (np.diff(told[1 + gap : 7 + gap]) < 1e-6).all()
 
 
+class TestFilterBank:
+    def test_it_gives_the_mean_of_the_network_before_it_is_fitted(self):
+        bank, images = FilterBank(3), [normal(1, 4, 8, 8, seed=s) for s in range(3)]
+        for preview in (False, True):
+            torch.testing.assert_close(bank(Blurs(), images, preview=preview), images[0])
+
+    def test_what_it_gives_is_the_weighted_sum_of_its_terms(self):
+        bank, blurs = FilterBank(3), Blurs()
+        images = [normal(2, 4, 8, 8, seed=s) for s in range(3)]
+        weights = torch.randn(12, generator=torch.Generator().manual_seed(0))
+        bank.take(weights, preview=True)
+        expected = torch.einsum("f,fnchw->nchw", weights, bank.terms(blurs, images))
+        torch.testing.assert_close(bank(blurs, images, preview=True), expected)
+        assert torch.equal(bank.weights(preview=True).float(), weights)
+        torch.testing.assert_close(bank(blurs, images, preview=False), images[0])
+
+    def test_fitting_finds_the_best_filter_without_the_truth(self):
+        truth = normal(100_000)
+        errors = torch.stack([normal(100_000, seed=s) for s in range(1, 5)])
+        moments = FilterBank(1).moments()
+        terms = truth + errors * torch.tensor([[1.0], [0.5], [2.0], [4.0]])
+        moments.add(terms, truth + normal(100_000, seed=9))
+        best = torch.tensor([1.0, 4.0, 0.25, 0.0625], dtype=torch.float64)
+        torch.testing.assert_close(moments.solve(), best / best.sum(), atol=0.02, rtol=0)
+
+    def test_few_pixels_leave_the_terms_alike(self):
+        moments = FilterBank(1).moments()
+        moments.add(normal(4, 20), normal(20, seed=1))
+        torch.testing.assert_close(
+            moments.solve(), torch.full((4,), 0.25, dtype=torch.float64), atol=0.1, rtol=0
+        )
+
+    def test_a_slow_scene_is_cleaner_after_fitting_without_any_training(self):
+        truth = 20 + 3 * torch.sin(torch.arange(64) / 3).expand(64, 64) * torch.ones(60, 1, 1)
+        measured = truth + normal(60, 64, 64)
+        net = Quiet().build()
+        clips = measured.unfold(0, net.window, 3).permute(0, 3, 1, 2)
+        before = stream(net, measured)[0]
+        net.calibrate([(clips, torch.ones(clips.shape, dtype=torch.bool))])
+        after = stream(net, measured)[0]
+        errors = [float(((f - truth)[45:-3] ** 2).mean()) for f in (before, after)]
+        assert errors[1] < 0.6 * errors[0]
+
+
 class TestVariance:
     def test_without_training_it_is_that_of_the_filter(self):
         net = Quiet(prior=False).build()
@@ -219,14 +272,20 @@ class TestVariance:
 
     def test_calibration_brings_a_wrong_scale_back(self):
         net = Quiet(prior=False).build()
-        clip = normal(8, net.window, 64, 64) + 5
-        everywhere = torch.ones(clip.shape, dtype=torch.bool)
+        everywhere = torch.ones(8, net.window, 64, 64, dtype=torch.bool)
         with torch.no_grad():
             net.scale += 3.0
-        batches = [(normal(8, net.window, 64, 64, seed=s) + 5, everywhere) for s in range(6)]
+        batches = [
+            (torch.stack([drifting(net.window, 64, 8 * s + n) for n in range(8)]), everywhere)
+            for s in range(6)
+        ]
+        noisy = [(clip + normal(*clip.shape, seed=n), ok) for n, (clip, ok) in enumerate(batches)]
         for _ in range(3):  # it goes a decade at a time
-            net.calibrate(batches)
-        assert abs(float(net.scale.detach())) < 0.7
+            net.calibrate(noisy)
+        truth = drifting(80, 64, 99)
+        means, variances = stream(net, truth + normal(80, 64, 64, seed=9))
+        error = float(((means[net.lag :] - truth[: -net.lag])[40:, 8:-8, 8:-8] ** 2).mean())
+        assert abs(np.log(float(variances[40:].mean()) / error)) < 0.7
 
     @pytest.mark.parametrize("seed", range(4))
     def test_what_few_pixels_say_is_hardly_believed(self, seed):

@@ -7,6 +7,8 @@ pixels.  Shapes: n streams, h height, w width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,12 +63,21 @@ class Blurs(torch.nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(n, 4, h / 2, w / 2) -> four of the same shape."""
-        fine, wide, lift = self.get_buffer("fine"), self.get_buffer("wide"), self.get_buffer("lift")
-        once = F.conv2d(_edge(x), fine)
-        twice = F.conv2d(_edge(once), fine)
+        once = self._fine(x)
+        return [x, once, self._fine(once), self._coarse(x)]
+
+    def summed(self, images: Sequence[Tensor]) -> Tensor:
+        """Sum of four folded images, the first as it is, each further one with its own blur."""
+        plain, once, twice, coarse = images
+        return plain + self._fine(once + self._fine(twice)) + self._coarse(coarse)
+
+    def _fine(self, x: Tensor) -> Tensor:
+        return F.conv2d(_edge(x), self.get_buffer("fine"))
+
+    def _coarse(self, x: Tensor) -> Tensor:
+        wide, lift = self.get_buffer("wide"), self.get_buffer("lift")
         coarse = F.conv2d(_edge(x.mean(1, keepdim=True)), wide)
-        coarse = F.conv2d(_edge(F.conv2d(_edge(coarse), wide)), lift)
-        return [x, once, twice, coarse]
+        return F.conv2d(_edge(F.conv2d(_edge(coarse), wide)), lift)
 
     def _energies(self) -> Tensor:
         """What is left of the variance of white noise, and shared between any two: (4, 4)."""

@@ -10,7 +10,9 @@ What the network puts out is mostly a choice: pixel by pixel, how to weigh four
 means in time (nearest pair, window, fast and slow memory) and then four blurs
 in space, plus a correction.  Because the filter is known, so is the variance
 of the noise that passes it; the network only learns what the scene adds.
-Before any training all weigh the same: a fair filter, not noise.
+Before any training all weigh the same: a fair filter, not noise.  The answer
+is one term of a linear filter, the same everywhere, that is fitted to the
+stream in closed form (``_bank``): what is slow and regular needs no training.
 
 Shapes: n streams, h height, w width, t frames of a clip; h2, w2 half of h, w
 (up to a multiple of eight).  Units are stabilised: noise of unit variance.
@@ -31,6 +33,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from quietbeam import DenoiserPlugin, EngineError
+from quietbeam_plugins.denoisers._bank import FilterBank, Moments
 from quietbeam_plugins.denoisers._filters import Blurs, fold, median_3x3, unfold
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ _CHANGE = 5.0  # standard errors by which the memories must differ to be a chang
 _TRUST = 0.5  # how far the logarithm of a variance may be off before anything is measured
 _CUTS = torch.linspace(0, 1, 17)[1:-1]  # quantiles of brightness between which noise is measured
 _NOTHING = 1e4  # times the variance: what is said of a frame before which none was seen
+_OTHER = 4  # of so many batches one also fits the filters for the other use of the same weights
 _PREVIEWS = 0.25  # share of training steps that learn to do without later frames
 
 _SIZES = {"S": (4, (16, 24, 32)), "L": (16, (32, 48, 64))}  # features, channels of three scales
@@ -131,6 +135,22 @@ class Memory(NamedTuple):
         return fast, 1 / self.since.clamp(min=1.0, max=(2 - SLOW) / SLOW)
 
 
+class Seen(NamedTuple):
+    """What an estimate is made from; neighbours in order of time, or the nearest in the middle.
+
+    Attributes:
+        maps: 2 * reach features (n, features, h2, w2) of the neighbours.
+        frames: The neighbours themselves, folded, (n, 4, h2, w2) each.
+        memory: Of all that is older.
+        levels: (n, 2, 1, 1) level and scale of the run.
+    """
+
+    maps: list[Tensor]
+    frames: list[Tensor]
+    memory: Memory
+    levels: Tensor
+
+
 class QuietNet(nn.Module):
     """A ``StreamingDenoiser``; see the module."""
 
@@ -162,6 +182,7 @@ class QuietNet(nn.Module):
         self.correction, self.doubt = silent(width, 4), silent(width, 1)
         self.when, self.where = silent(width, MEANS), silent(width, Blurs.count)
         self.scale = nn.Parameter(torch.zeros(1, 1, 1, 1))
+        self.bank = FilterBank(1 + 2 * reach + 2)
 
     def load_prior(self, path: Path) -> None:
         """Start from the weights in a safetensors file.
@@ -195,7 +216,8 @@ class QuietNet(nn.Module):
         order = self.order(preview=self.preview)
         shown_maps = pick(self.filled(new_maps, seen), order)
         shown_frames = pick(self.filled(new_frames, seen), order)
-        answer = self.estimate(shown_maps, shown_frames, memory, levels, preview=self.preview)
+        seen_now = Seen(shown_maps, shown_frames, memory, levels)
+        answer = self.estimate(seen_now, preview=self.preview)
         memory = memory.absorb(frames[0], (seen >= k).to(frame.dtype))
         mean, variance = at_full_resolution(*answer, frame.shape)
         if self.preview:
@@ -237,35 +259,38 @@ class QuietNet(nn.Module):
         x = (folded - levels[:, :1]) / levels[:, 1:]
         return F.relu(self.encode2(F.relu(self.encode1(x))))
 
-    def estimate(
-        self,
-        maps: list[Tensor],
-        frames: list[Tensor],
-        memory: Memory,
-        levels: Tensor,
-        *,
-        preview: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Estimate a frame from its neighbours, the nearest in the middle, and older memory.
+    def estimate(self, seen: Seen, *, preview: bool) -> tuple[Tensor, Tensor]:
+        """Estimate a frame from its neighbours and from older memory.
 
         Returns:
             Mean (n, 4, h2, w2) and variance (n, 1, h2, w2), folded.
         """
+        images, variance = self.choose(seen, preview=preview)
+        return self.bank(self.blurs, images, preview=preview), variance
+
+    def choose(self, seen: Seen, *, preview: bool) -> tuple[list[Tensor], Tensor]:
+        """Let the network weigh filters pixel by pixel.
+
+        Returns:
+            What the filter bank puts together, its mean first, and its variance.
+        """
+        frames, memory, levels = seen.frames, seen.memory, seen.levels
         near = (frames[self.reach - 1] + frames[self.reach]) / 2
         base = sum(frames[1:], frames[0]) / len(frames)
         fast = torch.where(memory.age > 0, memory.fast, base)
         slow = torch.where(memory.since > 0, memory.slow, base)
-        seen = torch.cat([base - levels[:, :1], near - base, fast - base, slow - base], 1)
+        contrasts = torch.cat([base - levels[:, :1], near - base, fast - base, slow - base], 1)
         few = torch.rsqrt(memory.since + 1)
         mode = torch.full_like(few, float(preview))
-        context = self.context(torch.cat([seen / levels[:, 1:], few, mode], 1))
-        x = self.unet(F.relu(self.gather(torch.cat(maps, 1)) + context))
+        context = self.context(torch.cat([contrasts / levels[:, 1:], few, mode], 1))
+        x = self.unet(F.relu(self.gather(torch.cat(seen.maps, 1)) + context))
         when, where = torch.softmax(self.when(x), 1), torch.softmax(self.where(x), 1)
         mean = weighted([near, base, fast, slow], when)
         mean = weighted(self.blurs(mean), where) + self.correction(x)
         # A tenth: one pixel tells next to nothing of a variance, so this is learned slowly.
         scene = (0.1 * self.doubt(x) + self.scale).clamp(-6.0, 6.0)
-        return mean, self._passed_noise(when, where, memory) * torch.exp(scene)
+        variance = self._passed_noise(when, where, memory) * torch.exp(scene)
+        return [mean, *frames, fast, slow], variance
 
     def _passed_noise(self, when: Tensor, where: Tensor, memory: Memory) -> Tensor:
         """Variance of unit white noise after the chosen filters: (n, 1, h2, w2)."""
@@ -314,7 +339,7 @@ class QuietNet(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Scale the variances so that on the whole they are what the residual says.
+        """Fit the filter bank, then scale the variances to what the residual says on the whole.
 
         Training sees weights that still move; the mean of them, which is used,
         errs less.  The residual is that error and a noise a hundred times
@@ -323,21 +348,44 @@ class QuietNet(nn.Module):
         Args:
             batches: Clips and valid pixels, as for ``training_loss``.
         """
-        excess, told, pixels = 0.0, 0.0, 0.0
-        for clip, valid in batches:
-            mean, variance = self._estimate_clip(clip, preview=self.preview)
-            at = clip.shape[1] - 1 - self.kept // 2
-            target, use = clip[:, at, None], valid[:, at, None]
-            use = use & ((target - mean).abs() < SPIKE)
-            excess += float(((target - mean) ** 2 - noise_power(clip, valid))[use].sum())
-            told += float(variance[use].sum())
-            pixels += int(use.sum())
-        if told <= 0:
+        batches = list(batches)
+        self._fit_bank(batches[::_OTHER], preview=not self.preview)
+        moments, told, noise = self._fit_bank(batches, preview=self.preview)
+        if told <= 0 or not noise > 0:
             return
+        excess = moments.left(self.bank.weights(preview=self.preview)) - noise * moments.pixels
         ratio = min(max(excess / told, 0.1), 10.0)
-        doubt = math.sqrt(4 * pixels) / told / ratio  # s.e. of its logarithm; neighbours overlap
+        # s.e. of its logarithm; neighbours overlap
+        doubt = math.sqrt(4 * moments.pixels) / told / ratio
         believed = _TRUST**2 / (_TRUST**2 + doubt**2)
         self.scale += believed * math.log(ratio)
+
+    def _fit_bank(
+        self, batches: list[tuple[Tensor, Tensor]], *, preview: bool
+    ) -> tuple[Moments, float, float]:
+        """Fit the filter bank; give the moments, the sum of told variance, and the noise power.
+
+        The noise is that of the very frames estimated, from second differences about them
+        (variance 6): most of what it is off by chance is then in the residual as well.
+        """
+        moments, told, squares, triples = self.bank.moments(), 0.0, 0.0, 0
+        for clip, valid in batches:
+            at = clip.shape[1] - 1 - self.kept // 2
+            target = clip[:, at]
+            images, variance = self.choose(self._seen(clip, preview=preview), preview=preview)
+            h, w = target.shape[1:]
+            terms = self.bank.terms(self.blurs, images)
+            terms = unfold(terms.flatten(0, 1), h, w).reshape(len(terms), *target.shape)
+            use = valid[:, at] & ((target - terms[0]).abs() < SPIKE)
+            moments.add(terms[:, use], target[use])
+            told += float(up(variance)[:, 0, :h, :w][use].sum())
+            known = use & valid[:, at - 1] & valid[:, at + 1]
+            second = (clip[:, at - 1] - 2 * target + clip[:, at + 1])[known]
+            squares += float((second.clamp(-6 * SPIKE, 6 * SPIKE) ** 2).sum()) / 6
+            triples += int(known.sum())
+        if moments.pixels:
+            self.bank.take(moments.solve(), preview=preview)
+        return moments, told, squares / max(triples, 1)
 
     def _estimate_somehow(self, clip: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """Estimate with a history of random length, sometimes without later frames.
@@ -350,6 +398,11 @@ class QuietNet(nn.Module):
 
     def _estimate_clip(self, clip: Tensor, *, preview: bool) -> tuple[Tensor, Tensor]:
         """Estimate frame -1 - kept / 2 of (n, t, h, w); what is older than the window is memory."""
+        answer = self.estimate(self._seen(clip, preview=preview), preview=preview)
+        return at_full_resolution(*answer, clip.shape)
+
+    def _seen(self, clip: Tensor, *, preview: bool) -> Seen:
+        """What a stream of these frames (n, t, h, w) would have kept for that frame."""
         clip = clip[:, : clip.shape[1] - self.kept // 2 if preview else None]
         n, t, h, w = clip.shape
         levels = level_and_scale(clip[:, :1])
@@ -361,8 +414,7 @@ class QuietNet(nn.Module):
             memory = memory.absorb(frame, torch.ones_like(memory.age))
         frames = pick(list(folded[:, oldest:].unbind(1)), self.order(preview=preview))
         encoded = self.encode(torch.cat(frames), levels.repeat(len(frames), 1, 1, 1))
-        answer = self.estimate(list(encoded.split(n)), frames, memory, levels, preview=preview)
-        return at_full_resolution(*answer, clip.shape)
+        return Seen(list(encoded.split(n)), frames, memory, levels)
 
     @torch.no_grad()
     def blind_estimate(self, frames: Tensor) -> Tensor:
