@@ -53,7 +53,7 @@ class Outcome:
         summary: By kind and scalar metric: mean over frames, and its mean stated s.d.
     """
 
-    frames: Mapping[str, int]
+    frames: Mapping[Kind, int]
     messages: Mapping[str, str]
     failed: bool
     summary: Mapping[str, Mapping[str, tuple[float, float]]]

@@ -49,9 +49,9 @@ class Illumination:
             self._gain = np.full(3, 1 / self.flicker if self.flicker > 0 else 1, np.float32)
             return
         now = np.nanmean(rgb[(slice(None), *cut(white))], axis=(1, 2)).astype(np.float64)
-        if self._first is None:
-            self._first = now
-        ratio = np.where((now > 0) & (self._first > 0), self._first / np.maximum(now, 1e-9), 1)
+        first = self._first if self._first is not None else now
+        self._first = first
+        ratio = np.where((now > 0) & (first > 0), first / np.maximum(now, 1e-9), 1)
         self._gain = ratio.astype(np.float32)
         self.flicker = float(1 / ratio.mean())
 

@@ -41,7 +41,7 @@ class GammaSpots(CorrectionPlugin):
             if not spots.any():
                 return pixels, valid
             if self.grow:
-                spots = ndimage.binary_dilation(spots)
+                spots = np.asarray(ndimage.binary_dilation(spots), np.bool_)
             return pixels, valid & ~spots
 
         yield correct
