@@ -55,6 +55,7 @@ class CahnHilliardModel:
         diffusivity: Basis of ln D.
         scale: A typical D, px^2/frame: the centre of its prior.
         stiffness: Constant mobility of the implicit part, px^2/frame.
+        diffusion: Constant diffusivity of the implicit part, px^2/frame.
         step: Longest time step, frames.
         blur: Response of optics and pixel to every eigenfunction of the Laplacian.
         corrected: How many modes of an initial state are corrected.
@@ -69,6 +70,7 @@ class CahnHilliardModel:
     blur: Tensor
     corrected: int
     stiffness: float = 0.0
+    diffusion: float = 0.0
     step: float = 0.25
     convention: Convention = "cD"
     entropic: bool = True
@@ -168,7 +170,10 @@ class CahnHilliardModel:
     def tuned(self, theta: Array) -> CahnHilliardModel:
         c = torch.linspace(0.03, 0.97, 48, dtype=torch.float64)
         mobility = self._mobility(c, vector(theta))[0]
-        return replace(self, stiffness=1.2 * float(mobility.max()))
+        diffusion = float((mobility * self._chemical(c, vector(theta))[1]).max())
+        return replace(
+            self, stiffness=1.2 * float(mobility.max()), diffusion=0.5 * max(diffusion, 0.0)
+        )
 
     def starts(self, frames: Array, times: Array, count: int) -> Sequence[Array]:
         """Weak forms of several smoothness, the one that explains most first; then the prior's."""
@@ -199,7 +204,8 @@ class CahnHilliardModel:
 
     @cached_property
     def _response(self) -> Tensor:
-        stiff = self.stiffness * self.kappa * self.grid.eigenvalues**2
+        waves = self.grid.eigenvalues
+        stiff = self.stiffness * self.kappa * waves**2 + self.diffusion * waves
         return 1 / (1 + GAMMA * self.step * stiff)
 
     def _chemical(self, c: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from quietbeam.core.errors import DataError
 from quietbeam.offline.inversion.model import Array, Parameters
 from quietbeam.offline.inversion.problem import Normal, Point, Problem
 
@@ -94,6 +95,9 @@ def fit(
 ) -> Fit:
     """Fit from ``theta``, or go on from ``point``.
 
+    Raises:
+        DataError: It diverges at the very start.
+
     Args:
         problem: What is to be explained.
         theta: Where to begin.
@@ -108,6 +112,8 @@ def fit(
     damping, trace = (1e-2 if point is None else 1e-6), []
     cost, count, converged = problem.cost(here), 0, False
     normal = problem.normal(here)
+    if not np.isfinite(normal.a).all():
+        raise DataError("the solution from the starting point has no finite derivatives")
     while True:
         count += 1
         told(count, cost)
@@ -123,8 +129,11 @@ def fit(
         found = _descend(problem, normal, here, cost, damping, free) if count < most else None
         if found is None:
             break
-        here, cost, damping = found
-        normal = problem.normal(here)
+        there, after, damping = found
+        ahead = problem.normal(there)
+        if not np.isfinite(ahead.a).all():
+            break
+        here, cost, normal = there, after, ahead
     return Fit(here, normal, plain, cost, converged, trace, count)
 
 

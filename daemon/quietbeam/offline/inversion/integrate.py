@@ -105,6 +105,8 @@ def _compressed(moved: Tensor, weights: Tensor, negligible: float) -> tuple[Tens
     flat = moved.reshape(*moved.shape[:2], -1)
     _, left = torch.linalg.qr(weights.double())  # modes = Q (left moved): norms as modes have them
     inner = left @ (flat @ flat.transpose(1, 2)).double() @ left.transpose(1, 2)
+    if not torch.isfinite(inner).all():  # diverged: the caller will see it
+        return moved, weights
     values, vectors = torch.linalg.eigh(inner)
     count = max(1, int((values > negligible).sum(1).max()))
     if count == moved.shape[1]:
