@@ -55,7 +55,6 @@ class CahnHilliardModel:
         diffusivity: Basis of ln D.
         scale: A typical D, px^2/frame: the centre of its prior.
         stiffness: Constant mobility of the implicit part, px^2/frame.
-        diffusion: Constant diffusivity of the implicit part, px^2/frame.
         step: Longest time step, frames.
         blur: Response of optics and pixel to every eigenfunction of the Laplacian.
         corrected: How many modes of an initial state are corrected.
@@ -70,7 +69,6 @@ class CahnHilliardModel:
     blur: Tensor
     corrected: int
     stiffness: float = 0.0
-    diffusion: float = 0.0
     step: float = 0.25
     convention: Convention = "cD"
     entropic: bool = True
@@ -170,10 +168,7 @@ class CahnHilliardModel:
     def tuned(self, theta: Array) -> CahnHilliardModel:
         c = torch.linspace(0.03, 0.97, 48, dtype=torch.float64)
         mobility = self._mobility(c, vector(theta))[0]
-        diffusion = float((mobility * self._chemical(c, vector(theta))[1]).max())
-        return replace(
-            self, stiffness=1.2 * float(mobility.max()), diffusion=0.5 * max(diffusion, 0.0)
-        )
+        return replace(self, stiffness=1.2 * float(mobility.max()))
 
     def starts(self, frames: Array, times: Array, count: int) -> Sequence[Array]:
         """Weak forms of several smoothness, the one that explains most first; then the prior's."""
@@ -205,7 +200,7 @@ class CahnHilliardModel:
     @cached_property
     def _response(self) -> Tensor:
         waves = self.grid.eigenvalues
-        stiff = self.stiffness * self.kappa * waves**2 + self.diffusion * waves
+        stiff = self.stiffness * self.kappa * waves**2
         return 1 / (1 + GAMMA * self.step * stiff)
 
     def _chemical(self, c: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

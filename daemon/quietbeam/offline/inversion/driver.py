@@ -32,6 +32,7 @@ OUTLIER = 4.5
 
 _LEAST_NOISE = 0.004  # s.d. of composition; below it the model, not the detector, limits
 _MOST_RETRIES = 2
+_MOST_REJECTED = 0.3
 _SHORT, _MOST_SHORT = 6, 10  # frames and linearisations of the approach
 
 
@@ -119,8 +120,15 @@ def _invert(observed: Observed, model: ForwardModel, recipe: Recipe, told: Told)
     measured = weighed(observed, model, recipe)
     problem, theta = _begin(model, measured, [theta], recipe)
     found = _fit(problem, theta, recipe, told)
-    problem, rejected = _without_outliers(problem, found)
+    cleaned, rejected = _without_outliers(problem, found)
+    if rejected > _MOST_REJECTED:
+        raise DataError(
+            f"{rejected:.0%} of the measured values do not fit the solution found, at most "
+            f"{_MOST_REJECTED:.0%} can be outliers: the model, kappa, the boundary or the "
+            "calibration is not right, or the search ended in a wrong place; no numbers are given"
+        )
     if rejected:
+        problem = cleaned
         found = fit(problem, theta, most=recipe.most, point=found.point)
     told("uncertainty", 0.0)
     prior, both = problem.model.parameters, covariances(problem, found)
