@@ -35,6 +35,7 @@ COMMANDS = (
     ("replay", "send a captured stream again, bit-equal"),
     ("denoise", "clean a video offline, trained on itself"),
     ("analyse", "measure a recording by a workflow, raw against clean, with a report"),
+    ("invert", "recover the physics behind a recording, with bands"),
     ("pretrain", "make the prior weights that a network starts from"),
     ("evaluate", "quality tables against truth and baselines"),
     ("bench", "speed, latency and memory of denoisers and engines"),

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from quietbeam.cli import Subparsers
@@ -27,10 +28,14 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "simulate",
         "Send a file (HDF5, NeXus, TIFF, .npy) or a simulated operando cell over ZMQ, frame by "
-        "frame and on time, as a detector does it. Ctrl-C ends the series properly.",
+        "frame and on time, as a detector does it. Ctrl-C ends the series properly. "
+        "'cahn-hilliard' is a cell that separates into two phases and tells what an inversion has "
+        "to know, and the truth; --output writes it as a recording instead.",
         "quietbeam simulate phantom --format dectris-v2 --rate 20 --bind tcp://127.0.0.1:31001",
     )
-    parser.add_argument("images", metavar="FILE|phantom", help="file, file.h5:/dataset, or phantom")
+    parser.add_argument(
+        "images", metavar="FILE|phantom", help="file, file.h5:/dataset, phantom, or cahn-hilliard"
+    )
     parser.add_argument("--format", choices=_FORMATS, default="dectris-v2", help="(%(default)s)")
     parser.add_argument("--rate", type=_positive, default=10.0, metavar="HZ", help="(%(default)s)")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -38,7 +43,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "--bind", metavar="ADDRESS", help="listen here; port 0: a free one; pva://CHANNEL"
     )
     where.add_argument("--connect", metavar="ADDRESS", help="connect to a reader that listens")
-    parser.add_argument("--frames", type=int, metavar="N", help="how many (all; phantom: 2400)")
+    where.add_argument(
+        "--output", type=Path, metavar="FILE", help="write a recording (cahn-hilliard only)"
+    )
+    parser.add_argument(
+        "--noise", choices=("gaussian", "poisson", "impulse", "mixed"), default="gaussian",
+        help="of cahn-hilliard (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--level", type=_positive, default=0.5, help="of that noise, 1: the paper's (%(default)s)"
+    )
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="how many (all; phantom: 2400; cahn-hilliard: 40)"
+    )
     parser.add_argument("--compression", choices=("none", "lz4", "bslz4"), default="none")
     parser.add_argument(
         "--socket",
@@ -48,7 +65,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--wait", action="store_true", help="do not start before somebody reads")
     parser.add_argument("--seed", type=int, default=0, help="of the phantom (%(default)s)")
-    parser.add_argument("--size", type=int, default=256, help="of the phantom, in pixels")
+    parser.add_argument(
+        "--size", type=int, help="of the phantom, in pixels (256; cahn-hilliard: 64)"
+    )
     add_json(parser)
     parser.set_defaults(execute=_execute)
 
@@ -65,6 +84,8 @@ def _execute(arguments: argparse.Namespace) -> int:
 
     if arguments.frames is not None and arguments.frames < 1:
         raise DataError(f"--frames {arguments.frames}: expected at least 1")
+    if arguments.output is not None:
+        return _record(arguments)
     with (
         _images(arguments) as (images, frames),
         _sender(arguments) as sender,
@@ -94,6 +115,31 @@ def _execute(arguments: argparse.Namespace) -> int:
     return 0 if report.sent else 1
 
 
+def _record(arguments: argparse.Namespace) -> int:
+    from quietbeam.testing.separating import record
+
+    if arguments.images != "cahn-hilliard":
+        raise DataError(f"--output: expected cahn-hilliard, got {arguments.images}")
+    if arguments.output.exists():
+        raise DataError(f"{arguments.output}: exists already; choose another name")
+    cell = _separating(arguments)
+    record(cell, arguments.output)
+    if arguments.json:
+        print_json({"file": arguments.output, "frames": len(cell)})
+    else:
+        print(f"{len(cell)} frames in {arguments.output}")
+    return 0
+
+
+def _separating(arguments: argparse.Namespace) -> Any:
+    from quietbeam.testing.separating import Separating
+
+    return Separating(
+        size_px=arguments.size or 64, frames=arguments.frames or 40, seed=arguments.seed,
+        noise=arguments.noise, level=arguments.level, frame_time_s=1 / arguments.rate,
+    )  # fmt: skip
+
+
 def _sender(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
     address = arguments.bind or arguments.connect
     if (arguments.format == "pva") != address.startswith("pva://"):
@@ -114,11 +160,16 @@ def _images(arguments: argparse.Namespace) -> Iterator[tuple[Any, int]]:
         from quietbeam.testing.phantoms import Phantom
 
         frames = arguments.frames or 2400
-        shape = (arguments.size, arguments.size)
+        size = arguments.size or 256
+        shape = (size, size)
         yield (
             _PhantomImages(Phantom(shape, frames, arguments.seed, frame_time_s=1 / arguments.rate)),
             frames,
         )
+        return
+    if arguments.images == "cahn-hilliard":
+        cell = _separating(arguments)
+        yield cell, len(cell)
         return
     from quietbeam.offline.series import open_series
 

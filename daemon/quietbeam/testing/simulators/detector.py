@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -57,6 +57,7 @@ def simulated_run(
     rate_hz: float,
     label: str = "simulated",
     channels: tuple[str, ...] = (),
+    metadata: Mapping[str, Any] | None = None,
 ) -> RunStart:
     """Describe a series that looks like ``first`` throughout."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -68,7 +69,7 @@ def simulated_run(
         frame_time_s=1 / rate_hz,
         exposure_s=0.9 / rate_hz,
         frames_expected=frames,
-        metadata={"simulated": True},
+        metadata={"simulated": True, **(metadata or {})},
     )
 
 
@@ -86,7 +87,8 @@ def simulate(
     A frame that no reader takes within a frame time is given up and counted.
     """
     channels = getattr(images, "channels", ())
-    run = simulated_run(images[0], frames, rate_hz, channels=channels)
+    metadata = getattr(images, "metadata", None)
+    run = simulated_run(images[0], frames, rate_hz, channels=channels, metadata=metadata)
     for message in encoder.start(run):
         sender.send(message)
     sent = unsent = late = 0

@@ -1,0 +1,1 @@
+"""Inversion of recordings: recovered physics with bands that hold what they promise."""
