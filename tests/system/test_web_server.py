@@ -26,7 +26,7 @@ def test_a_viewer_sees_raw_and_clean_of_the_same_frame_to_the_last_count(server)
     with server.viewer() as viewer:
         hello = viewer.text("hello")
         assert hello["protocol"] == 1
-        assert viewer.text("status")["freshness"]["state"] == "live"
+        viewer.text("status", where=lambda t: t["freshness"]["state"] == "live")
         viewer.say(type="view", planes=["raw", "clean", "difference", "sd"])
         header, pieces = viewer.frame()
         while len(header["planes"]) < 4 or header["index"] < 2:
@@ -134,7 +134,8 @@ def test_pausing_stops_frames_seeking_shows_kept_ones_and_live_goes_on(server):
         viewer.say(type="pause")
         viewer.say(type="value", request=1, x=0, y=0)
         viewer.text("value")  # by then it is paused
-        viewer.frames.clear()
+        while viewer.frames:
+            viewer.frame()
         server.put(*pair(10))
         assert viewer.quiet(0.5)
         viewer.say(type="seek", id=4)
