@@ -174,13 +174,16 @@ def test_the_daemon_is_told_the_run_and_a_degraded_one_holds_the_plan(ioc):
         ioc,
         CLASSIC
         + """
-import threading
+import threading, time
 from epics import caput, caget
 RE.preprocessors.append(safeguards.telling_run_uid(den))
 seen = []
 den.run_uid.subscribe(lambda value, **_: seen.append(value))
-RE.install_suspender(safeguards.pause_on_degraded(den, sleep_s=0.1))
+guard = safeguards.pause_on_degraded(den, sleep_s=0.1)
+RE.install_suspender(guard)
 caput(PREFIX + "Sim:State", 3, wait=True)
+while not guard.tripped:  # the device hears of it a moment later
+    time.sleep(0.01)
 states = []
 den.state.subscribe(lambda value, **_: states.append((value, len(named("event")))))
 def well():
