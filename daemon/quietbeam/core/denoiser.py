@@ -81,10 +81,10 @@ class StreamingDenoiser(Protocol):
 
 @runtime_checkable
 class SelfCalibrating(Protocol):
-    """A denoiser whose variances are set right after training, on the weights that are used."""
+    """A denoiser of which a part is fitted in closed form after training, to the weights in use."""
 
     def calibrate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Scale the variances to what the residual says; changes a weight.
+        """Fit what needs no gradient, the scale of the variances above all; changes weights.
 
         Args:
             batches: (clip, valid), as for ``training_loss``.

@@ -59,7 +59,8 @@ class FilterBank(nn.Module):
 
     def moments(self) -> Moments:
         """Nothing measured yet."""
-        return Moments(torch.zeros(2 * (len(self.weights(preview=False)),), dtype=torch.float64))
+        count = len(self.weights(preview=False))
+        return Moments(torch.zeros(count, count, dtype=torch.float64))
 
     def weights(self, *, preview: bool) -> Tensor:
         """Weights (f,) float64, in the order of ``terms``."""
