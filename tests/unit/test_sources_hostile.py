@@ -239,6 +239,21 @@ KEYS = {
 ANY_KEYS = [str(number) for number in range(16)]
 
 
+VALUES = [None, True, -1, 2**63, 1e308, "", "\0", [], [[]], {}, {"": {}}]
+"""One of every kind of JSON, and those that cannot be hashed, compared or counted."""
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("form", FORMATS)
+def test_one_value_of_every_kind_in_every_field_is_survived(form, value):
+    for key in KEYS.get(form, ANY_KEYS):
+        if form == "dectris-v1":
+            message = changed(form, {"first": {key: value}, "times": {key: value}, key: value})
+        else:
+            message = changed(form, {key: value})
+        assert_survives(form, message)
+
+
 @given(data=st.data(), form=st.sampled_from(FORMATS), flat=st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_any_value_in_any_field_is_survived(data, form, flat):

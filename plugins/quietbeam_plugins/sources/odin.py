@@ -69,8 +69,8 @@ class OdinDecoder(ArrayDecoder):
         run = self._machine.running
         if run is None:
             return False
-        acquisitions = (about.get("acquisition_id") for about in (run.metadata, header.metadata))
-        return len(set(acquisitions)) > 1 or super().is_another_run(header, dtype)
+        before, now = (about.get("acquisition_id") for about in (run.metadata, header.metadata))
+        return before != now or super().is_another_run(header, dtype)  # no set: a list has no hash
 
 
 def _read(header: dict[str, Any], wanted: Wanted) -> ArrayHeader:
