@@ -45,7 +45,7 @@ def page(viewport=DESKTOP, *, scheme="dark", gpu=False):
         tab.on(
             "request", lambda r: None if "127.0.0.1" in r.url or _local(r) else wrong.append(r.url)
         )
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(60_000)
         tab.wrong = wrong
         yield tab
         assert not wrong, wrong

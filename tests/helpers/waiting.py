@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-def until(condition, seconds=30.0, what="it"):
+def until(condition, seconds=60.0, what="it"):
     """Ask ``condition()`` again and again until it is true."""
     deadline_s = time.monotonic() + seconds
     while not condition():

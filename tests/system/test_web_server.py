@@ -3,7 +3,6 @@
 import io
 import json
 import socket as sockets
-import time
 
 import h5py
 import numpy as np
@@ -12,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from helpers.waiting import until
-from helpers.web import FakeLink, RunEnd, counts, handshake, pair, serving, started, values
+from helpers.web import CUT_OFF, FakeLink, RunEnd, counts, handshake, pair, serving, started, values
 
 
 @pytest.fixture
@@ -21,12 +20,25 @@ def server(tmp_path):
         yield served
 
 
+def kept(server):
+    return server.get("/api/v1/hello").json["buffer"]["frames"]
+
+
+def becomes_live(server, viewer):
+    """Send frames until the view says so: what came a moment ago may be old on a busy machine."""
+
+    def live():
+        server.put(*pair(next(server.numbers)))
+        return viewer.text("status")["freshness"]["state"] == "live"
+
+    until(live)
+
+
 def test_a_viewer_sees_raw_and_clean_of_the_same_frame_to_the_last_count(server):
     server.play(3)
     with server.viewer() as viewer:
         hello = viewer.text("hello")
         assert hello["protocol"] == 1
-        viewer.text("status", where=lambda t: t["freshness"]["state"] == "live")
         viewer.say(type="view", planes=["raw", "clean", "difference", "sd"])
         header, pieces = viewer.frame()
         while len(header["planes"]) < 4 or header["index"] < 2:
@@ -50,6 +62,7 @@ def test_the_next_frame_waits_for_the_acknowledgement_and_is_then_the_newest(ser
         header, _ = viewer.frame(ack=False)
         for index in range(1, 40):
             server.put(*pair(index))
+        until(lambda: kept(server) == 40)
         assert viewer.quiet(0.4)
         viewer.say(type="ack", seq=header["seq"])
         header, _ = viewer.frame()
@@ -137,6 +150,7 @@ def test_pausing_stops_frames_seeking_shows_kept_ones_and_live_goes_on(server):
         while viewer.frames:
             viewer.frame()
         server.put(*pair(10))
+        until(lambda: kept(server) == 11)
         assert viewer.quiet(0.5)
         viewer.say(type="seek", id=4)
         header, pieces = viewer.frame()
@@ -152,6 +166,7 @@ def test_pausing_stops_frames_seeking_shows_kept_ones_and_live_goes_on(server):
 def test_a_region_has_a_history_at_once_and_grows_with_the_stream(server):
     server.play(5)
     region = {"id": "a", "kind": "rectangle", "x0": 2, "y0": 3, "x1": 6, "y1": 5}
+    until(lambda: kept(server) == 5)
     with server.viewer() as viewer:
         viewer.frame()
         viewer.say(type="regions", regions=[region])
@@ -230,12 +245,11 @@ def test_strips_begin_with_what_is_kept_and_mark_runs_and_models(server):
 def test_a_picture_is_never_passed_off_as_live(server):
     server.play(1, frame_time_s=0.01)
     with server.viewer() as viewer:
-        viewer.text("status", where=lambda t: t["freshness"]["state"] == "live")
+        becomes_live(server, viewer)
         stale = viewer.text("status", where=lambda t: t["freshness"]["state"] == "stale")
         assert stale["banners"][0]["id"] == "stale"
         assert stale["banners"][0]["level"] == "alarm"
-        server.put(*pair(1))
-        viewer.text("status", where=lambda t: t["freshness"]["state"] == "live")
+        becomes_live(server, viewer)
         server.put(RunEnd(run="r1", reason="completed"))
         viewer.text("status", where=lambda t: t["freshness"]["state"] == "idle")
         server.link.connected = False
@@ -285,12 +299,9 @@ def test_a_chatterbox_and_a_giant_message_end_their_connection_only(server):
     with server.viewer() as calm:
         calm.frame()
         with server.viewer() as loud:
-            for _ in range(80):
-                loud.say(type="pause")
-            assert loud.closed() == 1008
+            assert loud.shout('{"type": "pause"}', 20_000) in {1008, *CUT_OFF}
         with server.viewer() as giant:
-            giant.socket.send("x" * 200_000)
-            assert giant.closed() == 1009
+            assert giant.shout("x" * 200_000, 1) in {1009, *CUT_OFF}
         server.put(*pair(1))
         while calm.frame()[0]["index"] != 1:
             pass
@@ -309,7 +320,7 @@ def test_a_viewer_that_takes_nothing_costs_the_other_one_nothing_and_is_closed(s
             server.put(*pair(index, shape=shape))
             while good.frame()[0]["index"] != index:
                 pass
-        good.text("status", seconds=25, where=lambda t: t["viewers"] == 1)
+        good.text("status", where=lambda t: t["viewers"] == 1)
         stalled.close()
 
 
@@ -330,8 +341,8 @@ def test_equal_views_are_encoded_once(tmp_path):
         with serving(tmp_path, link) as server, server.viewer() as one, server.viewer() as two:
             for viewer in (one, two):
                 viewer.say(type="view", planes=["raw"], max_fps=30)
-            one.text("hello"), two.text("hello")
-            time.sleep(0.1)
+                viewer.say(type="value", request=1, x=0, y=0)
+                viewer.text("value")  # by then it has its view
             server.play(1)
             assert one.frame()[0]["index"] == two.frame()[0]["index"] == 0
             assert kept[0].encoded == 1
