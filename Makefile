@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test producers test-slow fuzz lint lock tiled web clean
+.PHONY: demo test producers epics-tools test-slow fuzz lint lock tiled web clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -23,6 +23,9 @@ producers:  ## simulators that others wrote, each in an environment of its own, 
 		$(PYTHON) -m venv $$home; \
 		$$home/bin/python -m pip install --quiet --disable-pip-version-check -r $$list || exit 1; \
 	done
+
+epics-tools: .venv/installed  ## EPICS base's caget, pvget, ... built against the installed wheels (gcc, g++)
+	tests/producers/epics-tools .venv-producers/epics-tools $(BIN)/python
 
 test-slow: .venv/installed  ## longer tests: real producers, soak, many kills
 	$(BIN)/python -m pytest -q -m slow --timeout 600 $(ARGS)
