@@ -40,7 +40,7 @@ print("imported", [name for name in {HEAVY!r} if name in sys.modules])
 
 
 def test_every_command_has_a_module():
-    assert [name for name in NAMES if name not in HERE] == []
+    assert [name for name in NAMES if name.replace("-", "_") not in HERE] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +54,7 @@ def test_the_help_of_every_command_has_an_example(name, capsys):
 def test_the_help_names_every_command_and_imports_nothing_heavy():
     assert imported_by("--help") == "imported []"
     text = quietbeam("--help").stdout
-    assert [name for name in NAMES if f" {name} " not in text] == []
+    assert [name for name in NAMES if name not in text.split()] == []
 
 
 def test_listing_plugins_imports_none_of_them():

@@ -77,10 +77,10 @@ def test_the_place_is_found_again_by_name(monkeypatch, tmp_path):
 
 
 def test_a_token_of_systemd_is_used(monkeypatch, tmp_path):
-    (tmp_path / "web-token").write_text("from-systemd\n")
+    (tmp_path / "web-token").write_text("a-token-from-systemd-1\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     with RuntimeDirectory(tmp_path / "run") as runtime:
-        assert runtime.token == "from-systemd"
+        assert runtime.token == "a-token-from-systemd-1"
 
 
 def test_rings_are_made_whole_and_taken_away(tmp_path):

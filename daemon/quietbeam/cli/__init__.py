@@ -41,10 +41,11 @@ COMMANDS = (
     ("bench", "speed, latency and memory of denoisers and engines"),
     ("repair", "make a recording that was cut off readable again"),
     ("doctor", "report what this machine can do"),
+    ("install-service", "write the files of the systemd service, and explain them"),
     ("plugins", "list what is installed"),
     ("control", "command a running daemon"),
 )
-"""Name and one line of help of every command; ``quietbeam.cli.NAME`` is its module."""
+"""Name and one line of help of every command; see ``module_of``."""
 
 _DESCRIPTION = "Clean detector frames while the beam is on."
 _EPILOG = "example: quietbeam demo\nhelp on one command: quietbeam run --help"
@@ -71,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def module_of(command: str) -> str:
+    """Name the module of a command."""
+    return f"quietbeam.cli.{command.replace('-', '_')}"
+
+
 def _wanted(words: Sequence[str]) -> str | None:
     """Name the command asked for: the first word that is no option."""
     return next((word for word in words if not word.startswith("-")), None)
@@ -88,7 +94,7 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, text in COMMANDS:
         if name == wanted:
-            import_module(f"quietbeam.cli.{name}").add_parser(subparsers)
+            import_module(module_of(name)).add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=text)
     return parser

@@ -7,18 +7,18 @@ per frame.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
 
+from quietbeam.service.journal import PRIORITIES, Journal, goes_to_journal
+
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 
 def configure(
@@ -26,14 +26,13 @@ def configure(
 ) -> None:
     """Send every log line to ``stream`` (default stdout) from now on; may be called again.
 
-    ``auto`` writes for people on a terminal and JSON lines otherwise.  Under
-    systemd each line carries its priority.  A child process, whose stdout is
-    its protocol, passes ``sys.stderr``.
+    ``auto`` writes for people on a terminal, fields into systemd's journal where
+    that is what reads the stream, and JSON lines otherwise.  A child process,
+    whose stdout is its protocol, passes ``sys.stderr``.
     """
     target = _SafeStream(sys.stdout if stream is None else stream)
-    console = log == "console" or (log == "auto" and target.is_terminal)
     structlog.configure(
-        processors=[*_processors(), *(_console(target) if console else _json())],
+        processors=[*_processors(), *_last_processors(log, target)],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(file=target),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
@@ -47,6 +46,7 @@ class _SafeStream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.is_terminal = stream.isatty()
+        self.is_journal = _reaches_journal(stream)
 
     def write(self, text: str) -> None:
         try:
@@ -69,21 +69,49 @@ def _processors() -> list[structlog.typing.Processor]:
     ]
 
 
+def _last_processors(log: LogFormat, target: _SafeStream) -> list[structlog.typing.Processor]:
+    if log == "console" or (log == "auto" and target.is_terminal):
+        return _console(target)
+    line = _json(with_priority=target.is_journal)
+    return [*line[:1], _ToJournal(), *line[1:]] if log == "auto" and target.is_journal else line
+
+
+def _reaches_journal(stream: TextIO) -> bool:
+    try:
+        return goes_to_journal(stream.fileno())
+    except (OSError, ValueError):  # not a file
+        return False
+
+
 def _console(target: _SafeStream) -> list[structlog.typing.Processor]:
     return [structlog.dev.ConsoleRenderer(colors=target.is_terminal)]
 
 
-def _json() -> list[structlog.typing.Processor]:
+def _json(*, with_priority: bool) -> list[structlog.typing.Processor]:
     last: list[structlog.typing.Processor] = [
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(default=str),
     ]
-    return [*last, _with_priority] if "JOURNAL_STREAM" in os.environ else last
+    return [*last, _with_priority] if with_priority else last
+
+
+class _ToJournal:
+    """Sends an event as an entry with fields; what cannot be sent goes on as a line."""
+
+    def __init__(self) -> None:
+        self._journal = Journal()
+
+    def __call__(
+        self, _: Any, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if self._journal.send(method, event):
+            raise structlog.DropEvent
+        return event
 
 
 def _with_priority(_: Any, method: str, line: Any) -> str:
     """Prefix a rendered line with its syslog priority, as journald reads it."""
-    return f"<{_PRIORITIES.get(method, 6)}>{line}"
+    return f"<{PRIORITIES.get(method, 6)}>{line}"
 
 
 class _Forward(logging.Handler):

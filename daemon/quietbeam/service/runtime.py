@@ -16,6 +16,9 @@ from quietbeam.core.errors import ConfigError
 
 _LOCK, _TOKEN, _ADDRESS = "lock", "control-token", "address"
 _GENERATION = "generation"
+_TOKEN_CHARACTERS = 20
+CREDENTIAL = "web-token"
+"""Name of the control token among the credentials of systemd."""
 
 
 def directory_for(name: str, configured: Path | None) -> Path:
@@ -172,11 +175,22 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _credential() -> str:
-    """Give the token that systemd's LoadCredential=web-token handed over, or nothing."""
+    """Give the token that systemd's LoadCredential=web-token handed over, or nothing.
+
+    Raises:
+        ConfigError: There is one, but it cannot be read or is easily guessed.
+    """
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
+    path = Path(directory) / CREDENTIAL if directory else None
+    if path is None or not path.exists():
         return ""
     try:
-        return (Path(directory) / "web-token").read_text().strip()
-    except OSError:
-        return ""
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the credential {path} cannot be read: {error}") from error
+    if len(token) < _TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()):
+        raise ConfigError(
+            f"the credential {path} is no good token: {len(token)} characters, expected at least "
+            f"{_TOKEN_CHARACTERS} printable ASCII ones; `openssl rand -base64 32` makes one"
+        )
+    return token
