@@ -270,6 +270,19 @@ def test_a_frame_that_is_never_cleaned_is_shown_raw_and_called_raw(server):
         assert [plane["name"] for plane in late["planes"]] == ["raw", "clean"]
 
 
+def test_a_cleaned_frame_that_overtook_its_raw_one_is_joined_with_it(server):
+    raw, clean = pair(0)
+    server.put(started(), clean)
+    with server.viewer() as viewer:
+        header, _ = viewer.frame()
+        assert [plane["name"] for plane in header["planes"]] == ["clean"]
+        server.put(raw)
+        late, pieces = viewer.frame()
+        assert late["id"] == header["id"]
+        assert [plane["name"] for plane in late["planes"]] == ["raw", "clean"]
+        assert (values(late, pieces, "raw") == counts(0)).all()
+
+
 @pytest.mark.parametrize(
     "message",
     [

@@ -16,10 +16,13 @@ class FakePipeline:
 
     def __init__(self):
         self.live, self.offers, self.refused = 0, [], set()
+        self.slow = None
         self.fallback = "kalman"
 
     def offer(self, onnx, checkpoint, version):
         self.offers.append((onnx, checkpoint, version))
+        if self.slow is not None:
+            return self.slow
         done = Future()
         if version in self.refused:
             done.set_exception(EngineError("weights do not fit"))
@@ -85,6 +88,20 @@ def test_a_promotion_goes_live_and_everyone_is_told(tmp_path):
     play(tmp_path, scenario)
 
 
+def test_a_promotion_that_is_being_loaded_is_not_yet_called_one_that_was_not_applied(tmp_path):
+    async def scenario(world):
+        world.pipeline.slow = Future()
+        promoting = asyncio.create_task(world.promote(1))
+        while not world.pipeline.offers:
+            await asyncio.sleep(0.005)
+        assert world.model.decisions[-1]["applied"] is None
+        world.pipeline.slow.set_result(None)
+        await promoting
+        assert world.model.decisions[-1]["applied"] is True
+
+    play(tmp_path, scenario)
+
+
 def test_a_rejection_changes_nothing_and_is_kept(tmp_path):
     async def scenario(world):
         await world.promote(1)
@@ -103,7 +120,8 @@ def test_weights_the_engine_refuses_leave_the_old_ones_in_use(tmp_path):
         await world.promote(2)
         assert (world.pipeline.live, world.model.version, told(world.trainer)) == (1, 1, 1)
         assert world.model.swaps["refused"] == 1
-        assert not world.notes[-1]["gate_decision"]["applied"]
+        decision = world.notes[-1]["gate_decision"]
+        assert (decision["applied"], decision["refused"]) == (False, "weights do not fit")
         assert [p.version for p in world.model.promotions] == [1]
 
     play(tmp_path, scenario)

@@ -84,16 +84,19 @@ class LiveModel:
         self.swaps: Counter[str] = Counter(dict.fromkeys(SWAP_RESULTS, 0))
         self._pipeline, self._trainer, self._note = pipeline, trainer, note
         self._one_at_a_time = asyncio.Lock()
+        self._refusal: str | None = None  # why the last decision was not carried out
         self._configured_fallback = pipeline.fallback
 
     async def decided(self, decision: Decision) -> None:
         """Act on one decision of the gate and keep it with the recording."""
         action = str(decision["action"])
         self.actions[action] += 1
-        entry = {"unix_time_s": time.time(), **decision, "applied": False}
+        # None: it is being carried out; weights are loaded, probed and warmed for seconds.
+        entry = {"unix_time_s": time.time(), **decision, "applied": None}
         self.decisions.append(entry)
         log.info("gate_decision", **decision)
         async with self._one_at_a_time:
+            self._refusal = None
             if action == "promote":
                 entry["applied"] = await self._promote(_promotion(decision))
             elif action == "demote":
@@ -103,6 +106,9 @@ class LiveModel:
                 entry["applied"] = True
             elif action == "fallback":
                 entry["applied"] = await self._use_fallback(str(decision["denoiser"]))
+            else:
+                entry["applied"] = False
+            entry["refused"] = self._refusal
         self._note(
             {"gate_decision": entry, "live_version": self.version, "fallback": self.fallback}
         )
@@ -175,6 +181,7 @@ class LiveModel:
         if self.held or self.frozen:
             self.promotions.append(promotion)
             self.swaps["held"] += 1
+            self._refusal = "the operator holds what runs"
             self._tell()
             return False
         used = await self._use(promotion, "promoted")
@@ -190,6 +197,7 @@ class LiveModel:
             await asyncio.wrap_future(offered)
         except (QuietbeamError, OSError, ValueError) as error:
             self.swaps["refused"] += 1
+            self._refusal = str(error)
             log.error("model_refused", version=promotion.version, error=str(error))  # noqa: TRY400
             self._tell()
             return False
@@ -206,6 +214,7 @@ class LiveModel:
             await asyncio.wrap_future(self._pipeline.use_fallback(name))
         except (QuietbeamError, OSError, ValueError) as error:
             self.swaps["refused"] += 1
+            self._refusal = str(error)
             log.error("fallback_refused", denoiser=name, error=str(error))  # noqa: TRY400
             self._tell()
             return False

@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -106,7 +106,7 @@ class ViewLink:
         deadline_s = time.monotonic() + timeout_s
         while True:
             self._attach()
-            items = [item for kind in self._lanes for item in self._new(kind)]
+            items = self._taken()
             if items or self.stopping or time.monotonic() >= deadline_s:
                 return items
             time.sleep(_POLL_S)
@@ -201,8 +201,16 @@ class ViewLink:
                 continue
             self._lanes[kind] = lane
 
-    def _new(self, kind: str) -> Iterator[Item]:
-        for item in self._lanes[kind].take():
+    def _taken(self) -> list[Item]:
+        """Read both rings, the clean one first: the raw frame of what is cleaned is there by then.
+
+        Given are raw frames first, so that a cleaned one never comes before its own.
+        """
+        taken = {kind: list(lane.take()) for kind, lane in reversed(self._lanes.items())}
+        return [item for kind in self._lanes for item in self._new(kind, taken[kind])]
+
+    def _new(self, kind: str, taken: Iterable[Item]) -> Iterator[Item]:
+        for item in taken:
             match item:
                 case RunStart():
                     if item.run in self._started:

@@ -12,7 +12,7 @@ from quietbeam.core.plugin import Link, ViewSink
 
 __all__ = ["Web"]
 
-_BACKLOG = 64
+_BACKLOG = 256
 
 
 class Web(ViewSink):
@@ -44,7 +44,7 @@ class Web(ViewSink):
 
     @property
     def raw_backlog(self) -> int:
-        """Raw frames wait here for their cleaned ones, not in the ring."""
+        """Raw frames wait here for their cleaned ones; more than cleaned ones, which come later."""
         return _BACKLOG
 
     @field_validator("root_path")

@@ -26,6 +26,9 @@ _UNCLEANED_S = 2.0
 
 _ALONE = 1024
 
+Key = tuple[str, int]
+"""Run and number of a frame."""
+
 
 class Buffer:
     """Joins what both rings give.  Written by one thread, read by any.
@@ -42,9 +45,10 @@ class Buffer:
         self._lock = threading.Lock()
         self._entries: deque[Entry] = deque()
         self._bytes = 0
-        self._waiting: OrderedDict[tuple[str, int], Frame] = OrderedDict()
+        self._waiting: OrderedDict[Key, Frame] = OrderedDict()
         self._waiting_bytes = 0
-        self._alone: OrderedDict[tuple[str, int], int] = OrderedDict()
+        self._alone: OrderedDict[Key, int] = OrderedDict()  # raw without clean
+        self._early: OrderedDict[Key, int] = OrderedDict()  # clean without raw
         self._cleaned_ns = 0
         self._starts: OrderedDict[str, RunStart] = OrderedDict()
         self._first_ns: dict[str, int] = {}
@@ -76,9 +80,12 @@ class Buffer:
         return True
 
     def raw(self, frame: Frame) -> None:
-        """Take a raw frame; it waits for its clean one."""
+        """Take a raw frame; it waits for its clean one, or joins one that overtook it."""
         key = (frame.run, frame.index)
         self._first_ns.setdefault(frame.run, frame.time_ns)
+        early = self._early.pop(key, None)
+        if early is not None and self._complete(early, {"raw": frame.pixels}):
+            return
         self._waiting[key] = frame
         self._waiting_bytes += frame.pixels.nbytes
         while self._waiting_bytes > self._capacity // 4 and len(self._waiting) > 1:
@@ -107,7 +114,10 @@ class Buffer:
         if alone is not None and self._complete(alone, cleaned):
             return self.get(alone)
         raw = result.raw if frame is None else frame.pixels
-        return self._keep(self._entry(start, result, raw, **cleaned))
+        entry = self._keep(self._entry(start, result, raw, **cleaned))
+        if raw is None:
+            _remember(self._early, (result.run, result.index), entry.id)
+        return entry
 
     def uncleaned(self) -> Entry | None:
         """Give the newest raw frame that has waited too long for its clean one, if any.
@@ -125,18 +135,16 @@ class Buffer:
             start = self._starts.get(frame.run)
             if start is not None:
                 shown = self._keep(self._entry(start, frame, frame.pixels))
-                self._alone[frame.run, frame.index] = shown.id
-                while len(self._alone) > _ALONE:
-                    self._alone.popitem(last=False)
+                _remember(self._alone, (frame.run, frame.index), shown.id)
         return shown
 
-    def _complete(self, number: int, cleaned: dict[str, Any]) -> bool:
-        """Give a frame that was shown raw what belongs to it; False where it is kept no more."""
+    def _complete(self, number: int, rest: dict[str, Any]) -> bool:
+        """Give a frame that was shown in part the rest of it; False where it is kept no more."""
         with self._lock:
             place = number - self._entries[0].id if self._entries else -1
             if place < 0:
                 return False
-            entry = replace(self._entries[place], **cleaned)
+            entry = replace(self._entries[place], **rest)
             self._bytes += entry.nbytes - self._entries[place].nbytes
             self._entries[place] = entry
         return True
@@ -223,3 +231,9 @@ class Buffer:
             "metrics": {} if run is None else specs_described(declared_metrics(run)),
             "maps": {} if run is None else maps_described(declared_maps(run)),
         }
+
+
+def _remember(where: OrderedDict[Key, int], key: Key, number: int) -> None:
+    where[key] = number
+    while len(where) > _ALONE:
+        where.popitem(last=False)

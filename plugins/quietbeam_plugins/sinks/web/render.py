@@ -197,7 +197,7 @@ class Shared:
 
     async def get(self, source: str, entry: Entry, view: View) -> Rendered:
         """Give the frame for the view."""
-        key = (source, entry.id, entry.clean is None, *view.key)
+        key = (source, entry.id, entry.clean is None, entry.raw is None, *view.key)
         task = self._made.get(key)
         if task is None or (task.done() and task.exception() is not None):
             task = asyncio.create_task(self._work(entry, view))

@@ -150,7 +150,7 @@ def model_card(status: Mapping[str, Any]) -> dict[str, Any]:
 
 def decision(given: Mapping[str, Any]) -> dict[str, Any]:
     """Describe one decision of the gate, with every number it was made by."""
-    named = ("unix_time_s", "action", "version", "applied", "reason")
+    named = ("unix_time_s", "action", "version", "applied", "refused", "reason")
     numbers = {
         key: value
         for key, value in given.items()

@@ -114,7 +114,9 @@ export interface Decision {
   unix_time_s: number;
   action: string;
   version?: number | null;
-  applied: boolean;
+  /** Null while it is being carried out. */
+  applied: boolean | null;
+  refused?: string | null;
   reason: string;
   numbers: Record<string, number | null>;
 }

@@ -86,6 +86,12 @@ function showFacts(list: HTMLElement, rows: readonly [string, string][]): void {
   });
 }
 
+/** What became of it: loading and warming new weights takes seconds. */
+function outcome({ action, applied }: Decision): string {
+  if (action === "reject" || applied) return "";
+  return applied === null ? " (being loaded)" : " (not applied)";
+}
+
 function decisionRow(decision: Decision): HTMLElement {
   const numbers = Object.entries(decision.numbers ?? {})
     .filter(([, value]) => value !== null)
@@ -95,8 +101,9 @@ function decisionRow(decision: Decision): HTMLElement {
     "li",
     { class: `decision ${decision.action}` },
     h("span", { class: "decision-time" }, clock(decision.unix_time_s)),
-    h("span", { class: "decision-action" }, `${decision.action}${version}${decision.applied || decision.action === "reject" ? "" : " (not applied)"}`),
+    h("span", { class: "decision-action" }, `${decision.action}${version}${outcome(decision)}`),
     h("span", { class: "decision-reason" }, decision.reason),
+    Boolean(decision.refused) && h("span", { class: "decision-refused" }, decision.refused ?? ""),
     numbers.length > 0 && h("span", { class: "decision-numbers" }, numbers.join(" · ")),
   );
 }
