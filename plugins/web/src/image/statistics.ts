@@ -44,29 +44,30 @@ export function statisticsOf(plane: PlaneImage, part: Part, samples = 65536): St
 
 /** Make figures of the counts of codes, keeping only codes that occur. */
 function summarise(plane: PlaneImage): Statistics | null {
-  const values: number[] = [];
-  const numbers: number[] = [];
+  let kinds = 0;
+  for (let code = 0; code < plane.levels; code++) if (counts[code] !== 0) kinds++;
+  if (kinds === 0) return null;
+  const values = new Float64Array(kinds);
+  const numbers = new Uint32Array(kinds);
+  let place = 0;
   let count = 0;
   let sum = 0;
   for (let code = 0; code < plane.levels; code++) {
     const n = counts[code]!;
     if (n === 0) continue;
     const value = plane.value(code);
-    values.push(value);
-    numbers.push(n);
+    values[place] = value;
+    numbers[place++] = n;
     count += n;
     sum += n * value;
   }
-  if (count === 0) return null;
   const mean = sum / count;
   let squares = 0;
-  values.forEach((value, place) => {
-    squares += (numbers[place] ?? 0) * (value - mean) ** 2;
-  });
+  for (let i = 0; i < kinds; i++) squares += numbers[i]! * (values[i]! - mean) ** 2;
   return {
     count,
-    min: values[0] ?? Number.NaN,
-    max: values[values.length - 1] ?? Number.NaN,
+    min: values[0]!,
+    max: values[kinds - 1]!,
     mean,
     std: Math.sqrt(squares / count),
     percentile: (fraction) => percentile(values, numbers, fraction * count),
@@ -74,28 +75,29 @@ function summarise(plane: PlaneImage): Statistics | null {
   };
 }
 
-function percentile(values: number[], numbers: number[], wanted: number): number {
+function percentile(values: Float64Array, numbers: Uint32Array, wanted: number): number {
   let seen = 0;
   for (let place = 0; place < values.length; place++) {
-    seen += numbers[place] ?? 0;
-    if (seen >= wanted) return values[place] ?? Number.NaN;
+    seen += numbers[place]!;
+    if (seen >= wanted) return values[place]!;
   }
   return values[values.length - 1] ?? Number.NaN;
 }
 
 function histogram(
-  values: number[],
-  numbers: number[],
+  values: Float64Array,
+  numbers: Uint32Array,
   bins: number,
   low: number,
   high: number,
 ): Float64Array {
   const out = new Float64Array(bins);
   const span = high - low || 1;
-  values.forEach((value, place) => {
+  for (let place = 0; place < values.length; place++) {
+    const value = values[place]!;
     const bin = Math.floor(((value - low) / span) * bins);
     const held = bin === bins && value === high ? bins - 1 : bin;
-    if (held >= 0 && held < bins) out[held]! += numbers[place] ?? 0;
-  });
+    if (held >= 0 && held < bins) out[held]! += numbers[place]!;
+  }
   return out;
 }

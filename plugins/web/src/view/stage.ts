@@ -155,6 +155,11 @@ export class Stage {
     const first = panes[0];
     setAttribute(this.element, "data-mode", settings.mode);
     if (!first) return;
+    if (frame && frame !== this.#acknowledged) {
+      // Before painting: the next one is made and travels meanwhile, and is read only after this.
+      this.#acknowledged = frame;
+      this.viewer.drawn(frame.header.seq);
+    }
     this.#placeDivider(settings);
     if (frame || run) {
       this.viewer.want(wantedView(this.settings.value.look, first, this.image));
@@ -169,10 +174,6 @@ export class Stage {
     this.#labels.update(panes, this.viewer.live.value, settings);
     this.#record(frame);
     this.painted();
-    if (frame && frame !== this.#acknowledged) {
-      this.#acknowledged = frame;
-      this.viewer.drawn(frame.header.seq);
-    }
   }
 
   /** What is on the screen, in words, for tests and for assistive technology. */
