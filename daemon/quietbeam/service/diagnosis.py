@@ -42,8 +42,7 @@ _MENDS = (
     ("shared_memory", r"shared memory|\[rings\]|rings",
      "make [rings] smaller, or enlarge it: mount -o remount,size=4G /dev/shm"),
     ("not_writable", r"cannot be written",
-     "install -d -o quietbeam DIRECTORY; under systemd also ReadWritePaths= in data.conf "
-     "(quietbeam install-service --data DIRECTORY)"),
+     "install -d -o quietbeam DIRECTORY, and quietbeam install-service --data DIRECTORY"),
     ("input_missing", r"does not exist or cannot be read",
      "correct the path, or let the user of the service read the file"),
     ("denoiser", r"cannot be built",
