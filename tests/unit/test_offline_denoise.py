@@ -16,8 +16,9 @@ from quietbeam.model.torch_engine import TorchEngine
 from quietbeam.offline import calibrated
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, build
-from quietbeam.offline.denoise import array_series, blind_estimates, cleaned
+from quietbeam.offline.denoise import array_series, cleaned
 from quietbeam.offline.judge import Judge, measured_counts
+from quietbeam.offline.passes import blind_estimates
 from quietbeam.offline.patches import TrainingSet
 from quietbeam.offline.quality import mse, psnr
 from quietbeam.offline.series import Series

@@ -90,3 +90,11 @@ class SelfCalibrating(Protocol):
             batches: (clip, valid), as for ``training_loss``.
         """
         ...
+
+
+@runtime_checkable
+class TwoWay(Protocol):
+    """A blind denoiser for which time may also run backwards, where there is a recording."""
+
+    two_way: bool
+    """Estimates from both directions, and means over time, are to be put together."""

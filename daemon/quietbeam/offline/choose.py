@@ -15,9 +15,10 @@ from quietbeam.core.errors import DataError, EngineError
 from quietbeam.core.plugin import DenoiserPlugin
 from quietbeam.model.torch_engine import as_module, weights_of
 from quietbeam.offline.calibrated import CalibratedSeries
-from quietbeam.offline.judge import Judge, Verdict
+from quietbeam.offline.judge import Judge, Verdict, judge_frames
 from quietbeam.offline.patches import TrainingSet
 from quietbeam.offline.train import Recipe, Training, train
+from quietbeam.offline.two_way import both_ways, can_go_both_ways, middle
 from quietbeam.registry import find
 
 log = structlog.get_logger()
@@ -41,6 +42,8 @@ class Choice:
             other one, in units of the noise variance, with standard error.
         training: None where nothing was trained.
         weights_sha256: Over names, shapes and values; "" without a network.
+        two_way: Time runs backwards as well, and all is put together (``two_way``).
+        one_way: The verdict without that, as a stream would have it; ``gain`` refers to it.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Choice:
     gain_error: float = float("nan")
     training: Training | None = None
     weights_sha256: str = ""
+    two_way: bool = False
+    one_way: Verdict | None = None
 
     @property
     def unknown_variance(self) -> float:
@@ -175,17 +180,26 @@ class _Chooser:
         digest = hashlib.sha256()
         for key, array in sorted(weights.items()):
             digest.update(f"{key}{array.shape}".encode() + array.tobytes())
+        two_way = can_go_both_ways(self.module, self.recording)
         return Choice(
             name=self.name,
             module=self.module,
             version=1,
             reason=reason,
-            verdict=verdict,
+            verdict=self._judge_both_ways() if two_way else verdict,
             gain=gain,
             gain_error=gain_error,
             training=training,
             weights_sha256=digest.hexdigest(),
+            two_way=two_way,
+            one_way=verdict,
         )
+
+    def _judge_both_ways(self) -> Verdict:
+        """Judge the frames around the middle; patches have too short a past and future."""
+        frames = middle(self.recording)
+        answers = both_ways(self.module, self.recording, frames)
+        return judge_frames(answers, self.recording.stabiliser)
 
     def _refuse(
         self, training: Training, other: Choice | None, gain: float, gain_error: float

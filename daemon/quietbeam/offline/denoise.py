@@ -9,27 +9,24 @@ from typing import Any
 
 import numpy as np
 import structlog
-import torch
 from numpy.typing import NDArray
 
-from quietbeam.config import EngineConfig
-from quietbeam.core.engine import Engine
 from quietbeam.core.errors import DataError
 from quietbeam.core.plugin import CorrectionPlugin, DenoiserPlugin
-from quietbeam.model.clean import Estimate, Prepared, to_counts
-from quietbeam.model.engines import build_engine
+from quietbeam.model.clean import Estimate, to_counts
 from quietbeam.model.fuse import fuse
 from quietbeam.offline.calibrated import CalibratedSeries
 from quietbeam.offline.choose import Choice, Progress, choose
 from quietbeam.offline.figures import Figures, Sample
 from quietbeam.offline.judge import Verdict
+from quietbeam.offline.passes import blind_estimates, engine_for
 from quietbeam.offline.series import Series
 from quietbeam.offline.train import Recipe
+from quietbeam.offline.two_way import both_ways
 
 log = structlog.get_logger()
 
 FALLBACK = ("kalman", "median", "svd")
-_COMPILE_ABOVE = 20_000_000  # pixels: below, compiling an engine takes longer than torch does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +38,7 @@ class Report:
         asked: The denoiser that was asked for.
         used: The one that was used.
         reason: Why that one.
+        two_way: Time ran backwards as well, and all was put together.
         gain: Counts per photon, of the noise fit.
         offset_variance: Counts squared, of the noise fit.
         impulsive: Outliers were frequent; estimated PSNRs are not given.
@@ -60,6 +58,7 @@ class Report:
     asked: str
     used: str
     reason: str
+    two_way: bool
     gain: float
     offset_variance: float
     impulsive: bool
@@ -227,51 +226,13 @@ def _estimates(recording: CalibratedSeries, choice: Choice) -> Iterator[Estimate
             zero = np.zeros_like(prepared.z)
             yield Estimate(prepared, prepared.z, zero, prepared.z, zero, zero)
         return
-    pixels = len(recording) * recording.shape[0] * recording.shape[1]
-    config = EngineConfig(
-        kind="auto" if pixels > _COMPILE_ABOVE else "torch",
-        precision="f32",
-        threads=torch.get_num_threads(),
-    )
-    engine = build_engine(choice.module, recording.shape, config)
-    for prepared, mean, variance in blind_estimates(engine, recording):
+    if choice.two_way:
+        answers = both_ways(choice.module, recording)
+    else:
+        answers = blind_estimates(engine_for(choice.module, recording), recording)
+    for prepared, mean, variance in answers:
         z, posterior, weight = fuse(mean, variance, prepared.z, prepared.valid)
         yield Estimate(prepared, mean, variance, z, posterior, weight)
-
-
-def blind_estimates(
-    engine: Engine, recording: CalibratedSeries
-) -> Iterator[tuple[Prepared, NDArray[np.float32], NDArray[np.float32]]]:
-    """Run ``engine`` over ``recording``: (frame, mean, variance), one for each frame, in order.
-
-    Beyond the ends stand frames from inside that none of the first (last)
-    ``lag`` frames has in its window otherwise, so that every estimate is blind
-    there too.  The first frames come from a short pass of their own, because
-    what stands before the start must not enter the memories.
-    """
-    total, lag = len(recording), engine.lag
-    last = total - 1
-    head = min(lag, total)
-
-    def inside(index: int) -> int:
-        period = max(1, 2 * last)
-        index = abs(index) % period
-        return period - index if index > last else index
-
-    engine.reset()
-    if head:
-        for before in range(lag, 0, -1):
-            engine(recording.prepared(inside(lag - 1 + before)).z)
-        for i in range(lag + head):
-            answer = engine(recording.prepared(inside(i)).z)
-            if i >= lag:
-                yield recording.prepared(i - lag), *answer
-        engine.reset()
-    for i in range(total + lag if total > head else 0):
-        index = i if i < total else inside(2 * last + 1 - lag - i)
-        answer = engine(recording.prepared(index).z)
-        if i - lag >= head:
-            yield recording.prepared(i - lag), *answer
 
 
 def make_report(
@@ -291,6 +252,7 @@ def make_report(
         asked=asked,
         used=choice.name,
         reason=choice.reason,
+        two_way=choice.two_way,
         gain=recording.noise.gain,
         offset_variance=recording.noise.offset_variance,
         impulsive=recording.noise.impulsive,

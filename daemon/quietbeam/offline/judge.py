@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from quietbeam.model.clean import overstated
 from quietbeam.model.fuse import fuse
 from quietbeam.model.stabilise import Stabiliser
 from quietbeam.offline.calibrated import spatial_noise
+from quietbeam.offline.passes import Blind
 from quietbeam.offline.patches import Place, TrainingSet
 from quietbeam.offline.quality import noise_variance
 
@@ -126,35 +128,13 @@ class Judge:
     def _row(
         self, place: Place, y: Float, ok: NDArray[np.bool_], mean: Float, variance: Float
     ) -> tuple[float, ...]:
-        z, posterior, weight = fuse(mean, variance, y, ok)
         judged = self._data.learnable(place, self._side, 0, 0, guards=True)
         use = ok & np.broadcast_to(judged, (1, *y.shape))[0] & self._inner(y.shape)
-        if not use.any():
-            return (np.nan,) * 8
-        counts = measured_counts(y, self._stabiliser)
-        clean, slope = self._stabiliser.inverse_and_slope(z)
-        noise = self._noise(place, use, clean)
-        local = self._stabiliser.noise.variance(clean)
-        local *= noise / max(float(local[use].mean()), 1e-30)
-        shared = 2 * float((weight * local)[use].mean(dtype=np.float64))
-        blind = (y - mean)[use].astype(np.float64)
-        raw_risk = self._own_noise(y) if self._data.images else 1.0
-        # Zingers are in every residual alike; cut, they do not drown all else.
-        limit = _ZINGER_SD**2 * max(raw_risk, 1e-6)
-        squares = float(np.minimum((y - z)[use].astype(np.float64) ** 2, limit).mean())
-        risk = squares - raw_risk + 2 * float(weight[use].mean())
-        if self._stabiliser.noise.impulsive:
-            risk = float(np.minimum(np.abs(blind), _OUTLIER).mean())
-        in_counts = float(((counts - clean)[use].astype(np.float64) ** 2).mean())
-        return (
-            risk,
-            raw_risk,
-            float(np.minimum(blind**2, limit).mean()) - raw_risk,
-            in_counts - noise + shared,
-            noise,
-            *map(float, np.percentile(clean[use], (0.5, 99.5))),
-            float((posterior * slope**2)[use].mean(dtype=np.float64)),
-        )
+        if self._data.images:
+            return _row((mean, variance, y, use), self._stabiliser, None, self._own_noise(y))
+        around, valid = self._data.clips([place], self._side, 1, 1)
+        noise = _noise(around[0], use & valid[0].all(0), self._stabiliser)
+        return _row((mean, variance, y, use), self._stabiliser, noise, 1.0)
 
     def _inner(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
         """All but the rim, unless the patch is the whole image."""
@@ -168,19 +148,73 @@ class Judge:
         model = spatial_noise([z], [np.ones(z.shape, np.bool_)])
         return float(model.variance(z).mean(dtype=np.float64))
 
-    def _noise(self, place: Place, use: NDArray[np.bool_], clean: Float) -> float:
-        """Noise variance, counts squared: of these pixels if there are frames around, else fitted.
 
-        An error of a percent here is one of decibels in a good estimate.  Of
-        the second differences only the one that shares the measured frame's
-        own noise is taken: most of that noise then drops out of the estimate.
-        """
-        around, valid = self._data.clips([place], self._side, 1, 1)
-        counts = measured_counts(around[0], self._stabiliser)
-        pixels = use & valid[0].all(0)
-        if self._data.images or not pixels.any():
-            return float(self._stabiliser.noise.variance(clean)[use].mean())
-        return noise_variance(counts[:, None, pixels])
+def judge_frames(answers: Iterable[Blind], stabiliser: Stabiliser) -> Verdict:
+    """Judge blind estimates of consecutive frames; the first and the last are left out."""
+    rows = []
+    known = list(answers)
+    for (before, *_), (here, mean, variance), (after, *_) in zip(
+        known, known[1:], known[2:], strict=False
+    ):
+        usable = here.valid & before.valid & after.valid
+        noise = _noise(np.stack([before.z, here.z, after.z]), usable, stabiliser)
+        rows.append(_row((mean, variance, here.z, here.valid), stabiliser, noise, 1.0))
+    return Verdict(*np.array(rows, np.float64).reshape(-1, 8).T)
+
+
+def _row(
+    estimate: tuple[Float, Float, Float, NDArray[np.bool_]],
+    stabiliser: Stabiliser,
+    noise: float | None,
+    raw_risk: float,
+) -> tuple[float, ...]:
+    """Give one number of each kind that a ``Verdict`` has.
+
+    Args:
+        estimate: Blind mean, its variance, measured frame, where it is judged; (h, w) each.
+        stabiliser: Of these frames.
+        noise: Variance of the measured pixels, counts squared; None takes the fitted one.
+        raw_risk: Of the measured frame as it is.
+    """
+    mean, variance, y, use = estimate
+    if not use.any():
+        return (np.nan,) * 8
+    z, posterior, weight = fuse(mean, variance, y, use)
+    clean, slope = stabiliser.inverse_and_slope(z)
+    local = stabiliser.noise.variance(clean)
+    fitted = float(local[use].mean())
+    noise = fitted if noise is None else noise
+    shared = 2 * float((weight * local)[use].mean(dtype=np.float64)) * noise / max(fitted, 1e-30)
+    # Zingers are in every residual alike; cut, they do not drown all else.
+    limit = _ZINGER_SD**2 * max(raw_risk, 1e-6)
+    squares = float(np.minimum((y - z)[use].astype(np.float64) ** 2, limit).mean())
+    blind = (y - mean)[use].astype(np.float64)
+    risk = squares - raw_risk + 2 * float(weight[use].mean())
+    if stabiliser.noise.impulsive:
+        risk = float(np.minimum(np.abs(blind), _OUTLIER).mean())
+    in_counts = float(
+        ((measured_counts(y, stabiliser) - clean)[use].astype(np.float64) ** 2).mean()
+    )
+    return (
+        risk,
+        raw_risk,
+        float(np.minimum(blind**2, limit).mean()) - raw_risk,
+        in_counts - noise + shared,
+        noise,
+        *map(float, np.percentile(clean[use], (0.5, 99.5))),
+        float((posterior * slope**2)[use].mean(dtype=np.float64)),
+    )
+
+
+def _noise(around: Float, use: NDArray[np.bool_], stabiliser: Stabiliser) -> float | None:
+    """Noise variance of the middle one of three frames (3, h, w), counts squared.
+
+    An error of a percent here is one of decibels in a good estimate.  Of the second
+    differences only the one that shares the measured frame's own noise is taken: most of that
+    noise then drops out of the estimate.  None where nothing can be used.
+    """
+    counts = measured_counts(around, stabiliser)
+    return noise_variance(counts[:, None, use]) if use.any() else None
 
 
 def measured_counts(z: Float, stabiliser: Stabiliser) -> Float:

@@ -76,6 +76,8 @@ class Quiet(DenoiserPlugin):
     """Estimate each frame at once, from earlier ones only: lag 0, the same weights."""
     prior: bool = True
     """Start from weights trained on simulations, where there are any for this size and lag."""
+    two_way: bool = True
+    """Offline: estimate with time running backwards too, and put both together."""
 
     def build(self) -> QuietNet:
         """Give the network, with prior weights or fresh ones."""
@@ -85,6 +87,7 @@ class Quiet(DenoiserPlugin):
         path = self.prior_path()
         if self.prior and path is not None:
             net.load_prior(path)
+        net.two_way = self.two_way and not self.preview
         return net
 
     def prior_path(self) -> Path | None:
@@ -156,6 +159,7 @@ class QuietNet(nn.Module):
 
     blind = True
     trainable = True
+    two_way = True
 
     def __init__(
         self,

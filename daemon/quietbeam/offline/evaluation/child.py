@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from quietbeam.model.correct import fill_invalid
 from quietbeam.offline.baselines import BASELINES, SINGLE_IMAGE, Baseline, Tuned, tune
 from quietbeam.offline.evaluation.peers import PEERS, for_single_images
-from quietbeam.offline.evaluation.work import AT_ONCE, BEST, BEST_CAUSAL, Estimate, Kind, Order
+from quietbeam.offline.evaluation.work import (
+    AT_ONCE,
+    BEST,
+    BEST_CAUSAL,
+    LIVE,
+    Estimate,
+    Kind,
+    Order,
+)
 
 if TYPE_CHECKING:
     from quietbeam.offline.calibrated import CalibratedSeries
@@ -29,7 +37,8 @@ _ALL_JUDGED = 12  # steps of the shortest training that has every validation a l
 def denoise_with(order: Order) -> list[Estimate]:
     """Train one denoiser on one noisy video as ``quietbeam.denoise`` does; the truth is unknown.
 
-    What has a preview gives a second estimate with it, from the same weights.
+    What can use the future gives a second estimate without it, what has a preview another one
+    with that, all from the same weights.
     """
     import torch
 
@@ -44,6 +53,9 @@ def denoise_with(order: Order) -> list[Estimate]:
     with CalibratedSeries(array_series(np.load(order.noisy)), images=order.images) as recording:
         choice = choose(recording, name, recipe, (), clock)
         found = [_cleaned(order, recording, choice, name, clock)]
+        if choice.two_way:
+            streaming = replace(choice, two_way=False, verdict=choice.one_way)
+            found.append(_cleaned(order, recording, streaming, f"{name}{LIVE}", clock))
         if (early := _previewing(choice, name)) is not None:
             found.append(_cleaned(order, recording, early, f"{name}{AT_ONCE}", clock))
     return found
@@ -86,7 +98,7 @@ def _previewing(choice: Choice, name: str) -> Choice | None:
         return None
     module = plugin.model_validate({"preview": True}).build()
     load_weights(module, weights_of(choice.module))
-    return replace(choice, module=module, verdict=None)
+    return replace(choice, module=module, two_way=False, verdict=None)
 
 
 class _Clock:

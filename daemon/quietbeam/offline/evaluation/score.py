@@ -23,6 +23,7 @@ from quietbeam.offline.evaluation.work import (
     AT_ONCE,
     BEST,
     BEST_CAUSAL,
+    LIVE,
     Estimate,
     Kind,
     Material,
@@ -161,7 +162,7 @@ def evaluate(
 def method_order(methods: Iterable[str]) -> list[str]:
     """Give the names of all that is scored, in the order of the tables."""
     tuned = [f"tuned {name}" for name in (*BASELINES, *PEERS)]
-    networks = [name + when for name in methods for when in ("", AT_ONCE)]
+    networks = [name + when for name in methods for when in ("", LIVE, AT_ONCE)]
     return ["raw", *tuned, BEST_CAUSAL, BEST, *networks]
 
 

@@ -31,6 +31,8 @@ Progress = Callable[[str, float], None]
 
 BEST_CAUSAL, BEST = "best causal filter", "best filter"
 """Titles of the best classical filters tuned with the truth; the second may see the whole video."""
+LIVE = " live"
+"""Ends the name of a network that streams, as it does live; without it the future is used too."""
 AT_ONCE = " at lag 0"
 """Ends the name of a network whose weights give each frame at once, from earlier ones only."""
 
