@@ -41,6 +41,7 @@ flush_interval_s = 0.1
 kind = "bluesky"
 address = "{address}"
 bind = true
+connect_s = 60
 curve_secret_key = "{keys / "daemon.key_secret"}"
 curve_clients = "{keys / "clients"}"
 """

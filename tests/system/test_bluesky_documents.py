@@ -66,7 +66,7 @@ def look_until(run, daemon, condition):
 def published_whole_run(daemon, send, frames=12, **options):
     """Publish a run of so many frames, in two parts."""
     daemon.recorder.start(run_start())
-    run = PublishedRun(run_start(), send, daemon.status(), **options)
+    run = PublishedRun(run_start(), send, **options)
     daemon.frames(range(frames // 2))
     run.result(result(0))
     look_until(run, daemon, lambda: run._documents.rows["primary"] == frames // 2)
@@ -121,10 +121,10 @@ def test_the_rows_told_are_those_in_the_recording(daemon):
 
 def test_a_run_nobody_records_is_published_without_rows():
     documents = []
-    run = PublishedRun(run_start(), lambda name, doc: documents.append((name, doc)), {})
+    run = PublishedRun(run_start(), lambda name, doc: documents.append((name, doc)))
     run.result(result(3))
     run.end(run_end(reason="aborted"))
-    until(lambda: run.look({}) or run.over)
+    until(lambda: run.look({"outputs": {}}) or run.over)
     run.close()
     assert [name for name, _ in documents] == ["start", "descriptor", "event", "stop"]
     assert documents[-1][1]["exit_status"] == "abort"
@@ -133,7 +133,7 @@ def test_a_run_nobody_records_is_published_without_rows():
 def test_a_run_that_goes_on_in_a_second_file_points_at_both(daemon, tmp_path):
     documents = []
     daemon.recorder.start(run_start())
-    run = PublishedRun(run_start(), lambda name, doc: documents.append((name, doc)), {})
+    run = PublishedRun(run_start(), lambda name, doc: documents.append((name, doc)))
     daemon.frames(range(3))
     look_until(run, daemon, lambda: run._documents.rows["primary"] == 3)
     daemon.recorder._suspend()  # as when the disk is full
@@ -191,7 +191,7 @@ def test_documents_are_read_live_through_tiled_and_replayed_to_the_same_tree(dae
     with tiled_server(tmp_path / "tiled", tmp_path / "recordings") as client:
         writer = TiledWriter(client, batch_size=1, backup_directory=str(backup))
         daemon.recorder.start(run_start())
-        run = PublishedRun(run_start(), writer, daemon.status())
+        run = PublishedRun(run_start(), writer)
         daemon.frames(range(5))
         look_until(run, daemon, lambda: run._documents.rows["primary"] == 5)
         live = client[run._documents.uid]["primary"]["clean"]

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from helpers.recordings import frame, result, run_start, two_rings
-from quietbeam import Frame, Result, RunStart
+from helpers.recordings import frame, result, run_end, run_start, two_rings
+from quietbeam import Frame, Result, RunEnd, RunStart
 from quietbeam.core import records
 from quietbeam.service.view_link import ViewLink
 
@@ -20,10 +20,21 @@ def rings(tmp_path):
 
 def attached(rings, backlog=FRAMES):
     link = ViewLink("view", backlog, backlog)
-    raw, clean = rings
-    link.attached(lambda _message: None, {"raw": str(raw.path), "clean": str(clean.path)})
+    attach(link, rings)
     link.poll(0.0)
     return link
+
+
+def attach(link, rings):
+    raw, clean = rings
+    link.attached(lambda _message: None, {"raw": str(raw.path), "clean": str(clean.path)})
+
+
+def short_run(rings, name):
+    """A run of one frame, on both rings."""
+    for ring, item in zip(rings, (frame(0, name), result(0, name)), strict=True):
+        for event in (run_start(name), item, run_end(name)):
+            records.put(ring, event)
 
 
 class Racing:
@@ -67,3 +78,22 @@ def test_a_run_begins_once_and_before_its_frames_though_both_rings_tell_of_it(ri
     records.put(raw, frame(0))
     records.put(clean, result(0))
     assert [type(item) for item in link.poll(1.0)] == [RunStart, Frame, Result]
+
+
+def test_a_run_that_is_over_before_the_view_first_looks_is_given_whole(rings):
+    link = ViewLink("view", raw_backlog=0, clean_backlog=8)
+    attach(link, rings)
+    short_run(rings, "brief")
+    given = [(type(item), item.run) for item in [*link.poll(1.0), *link.poll(0.0)]]
+    assert given == [(RunStart, "brief"), (Result, "brief"), (RunEnd, "brief")]
+
+
+def test_nothing_of_the_next_daemon_is_missed_while_the_view_is_busy(rings, tmp_path):
+    link = attached(rings, backlog=8)
+    link.left()
+    (tmp_path / "next").mkdir()
+    with two_rings(tmp_path / "next") as following:
+        attach(link, following)
+        short_run(following, "after")
+        kinds = [type(item) for item in [*link.poll(1.0), *link.poll(0.0)]]
+    assert kinds == [RunStart, Frame, Result, RunEnd]

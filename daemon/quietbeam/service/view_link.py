@@ -86,8 +86,9 @@ class ViewLink:
         self._say: Callable[[Mapping[str, Any]], None] | None = None
         self._heard_s = 0.0
         self._status: Mapping[str, Any] = {}
-        self._rings: Mapping[str, str] | None = None  # to be attached by the view's thread
         self._lanes: dict[str, ViewLane] = {}
+        self._next: dict[str, ViewLane] | None = None
+        """Those of a daemon that has just come; the view's thread changes over to them."""
         self._started: deque[str] = deque(maxlen=_RUNS_KEPT)
         self._lock = threading.Lock()
         self._dropped: Counter[str] = Counter()
@@ -105,7 +106,7 @@ class ViewLink:
         """Give what has come, in order of arrival within each ring; wait if nothing."""
         deadline_s = time.monotonic() + timeout_s
         while True:
-            self._attach()
+            self._change_over()
             items = self._taken()
             if items or self.stopping or time.monotonic() >= deadline_s:
                 return items
@@ -150,8 +151,8 @@ class ViewLink:
     # -- what the process calls -------------------------------------------------------------
 
     def attached(self, say: Callable[[Mapping[str, Any]], None], rings: Mapping[str, str]) -> None:
-        """A daemon is there; its frames come from ``rings`` from now on."""
-        self._rings = rings
+        """A daemon is there; every frame it writes to ``rings`` from now on can be polled."""
+        self._next = dict(self._opened(rings))
         self._heard_s = time.monotonic()
         self._say = say
 
@@ -185,21 +186,21 @@ class ViewLink:
 
     # -- frames ---------------------------------------------------------------------------
 
-    def _attach(self) -> None:
-        """Change to the rings of the newest daemon; in the view's thread, which reads them."""
-        rings, self._rings = self._rings, None
-        if rings is None:
+    def _opened(self, rings: Mapping[str, str]) -> Iterator[tuple[str, ViewLane]]:
+        for kind, backlog in self._backlogs.items():
+            try:
+                yield kind, ViewLane(Path(rings[kind]), self._name, backlog, clean=kind == "clean")
+            except OSError as error:  # that daemon is gone again already
+                structlog.get_logger().warning("ring_not_there", ring=rings[kind], error=str(error))
+
+    def _change_over(self) -> None:
+        """Read the rings of the newest daemon; in the view's thread, which alone reads."""
+        lanes, self._next = self._next, None
+        if lanes is None:
             return
         with self._lock:
             self._dropped["behind"] += sum(lane.behind for lane in self._lanes.values())
-            self._lanes.clear()
-        for kind, backlog in self._backlogs.items():
-            try:
-                lane = ViewLane(Path(rings[kind]), self._name, backlog, clean=kind == "clean")
-            except OSError as error:  # that daemon is gone again already
-                structlog.get_logger().warning("ring_not_there", ring=rings[kind], error=str(error))
-                continue
-            self._lanes[kind] = lane
+            self._lanes = lanes
 
     def _taken(self) -> list[Item]:
         """Read both rings, the clean one first: the raw frame of what is cleaned is there by then.

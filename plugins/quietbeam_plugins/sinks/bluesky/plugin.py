@@ -152,7 +152,6 @@ class _Server:
             PublishedRun(
                 start,
                 self._publisher.send,
-                self._link.status(),
                 recorder=settings.recorder,
                 folder=settings.sidecar,
                 events_hz=settings.events_hz,

@@ -83,7 +83,7 @@ class RecorderFiles:
     """The files of one recorder, as the daemon's status names them.
 
     Attributes:
-        is_configured: There is such a recorder.
+        is_configured: There is such a recorder, or the daemon has not said yet.
         finished: The latest complete ones.
         current: The one being written, if there is one.
     """
@@ -95,6 +95,8 @@ class RecorderFiles:
 
 def recorder_files(status: Mapping[str, Any], output: str | None) -> RecorderFiles:
     """Read ``status``, a snapshot of the daemon, for the recorder ``output`` (None: the first)."""
+    if not status:
+        return RecorderFiles(is_configured=True, finished=(), current=())
     outputs = status.get("outputs") or {}
     of_kind = (told for told in outputs.values() if told.get("kind") == "hdf5")
     told = outputs.get(output) if output is not None else next(of_kind, None)

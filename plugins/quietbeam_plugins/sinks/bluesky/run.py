@@ -28,7 +28,6 @@ class PublishedRun:
     Args:
         start: Of the run.
         send: Takes each (name, document).
-        status: The daemon's, when the run began.
         recorder: Name of the output whose files are pointed at; None: the first.
         folder: For the sidecar and the lasting names; None: ``bluesky`` beside the recording.
         events_hz: Events at most; 0: none.
@@ -39,7 +38,6 @@ class PublishedRun:
         self,
         start: RunStart,
         send: Callable[[str, Mapping[str, Any]], None],
-        status: Mapping[str, Any],
         *,
         recorder: str | None = None,
         folder: Path | None = None,
@@ -50,7 +48,7 @@ class PublishedRun:
         self.over = False
         self._send, self._recorder, self._folder = send, recorder, folder
         self._events_hz, self._settle_s = events_hz, settle_s
-        self._earlier = set(recorder_files(status, recorder).finished)
+        self._others: set[Path] = set()  # complete files of other runs
         self._files: list[FollowedFile] = []
         self._sidecar: Sidecar | None = None
         self._unkept: list[tuple[str, Mapping[str, Any]]] = []
@@ -109,12 +107,14 @@ class PublishedRun:
     def _find(self, files: RecorderFiles) -> None:
         """Follow files of this run that are not followed yet."""
         for path in (*files.finished, *files.current):
-            if path in self._earlier:
+            if path in self._others:
                 continue
             try:
                 file = FollowedFile(path)
             except (OSError, DataError, KeyError):
                 continue  # not there yet, or not any more: the next status tells
+            if file.run != self.name and path in files.finished:
+                self._others.add(path)
             known = any(file.is_same(other) for other in self._files)
             if known or file.run != self.name or not self._follow(path, file):
                 file.close()
