@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
 
-.PHONY: demo test producers epics-tools test-slow fuzz lint lock tiled web clean
+.PHONY: demo test producers epics-tools test-slow fuzz lint lock tiled rtx web clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -39,6 +39,9 @@ lint: .venv/installed
 
 tiled: .venv/installed  ## what tests with a Tiled server need besides (0.7 GB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[tiled]'
+
+rtx: .venv/installed  ## TensorRT for RTX (0.25 GB): plans are then built in tests, without a GPU
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c deploy/constraints.txt -e '.[rtx]'
 
 web:  ## build the live page from plugins/web into the plugin's static folder (node >= 20)
 	cd plugins/web && npm ci --no-audit --no-fund && npm run build && npm test

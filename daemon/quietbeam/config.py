@@ -42,10 +42,12 @@ class Section(BaseModel):
 class EngineConfig(Section):
     """How networks are executed."""
 
-    kind: Literal["auto", "openvino", "torch"] = "auto"
-    """``auto`` takes openvino where it is installed, else torch."""
-    precision: Literal["auto", "f32", "bf16"] = "auto"
-    """``auto`` takes bf16 where the processor computes in it, else f32."""
+    kind: Literal["auto", "tensorrt", "cuda", "openvino", "torch"] = "auto"
+    """``auto`` takes the first that works: tensorrt and cuda (torch) on a GPU, openvino, torch."""
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto"
+    """``auto`` takes f16 in tensorrt, f32 in cuda, on a processor bf16 if it has it, else f32."""
+    swap: Literal["inputs", "refit"] = "inputs"
+    """How weights change in tensorrt: as inputs of the network, or by refitting an idle engine."""
     threads: PositiveInt = 1
 
 

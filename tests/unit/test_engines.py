@@ -14,6 +14,7 @@ from torch import nn
 from quietbeam import ConfigError, EngineError
 from quietbeam.config import EngineConfig
 from quietbeam.model import engines, openvino_engine
+from quietbeam.model.cuda_engine import cuda_engine
 from quietbeam.model.engines import build_engine, engine_kind
 from quietbeam.model.openvino_engine import OpenVinoEngine, has_bf16, precision_for
 from quietbeam.model.torch_engine import TorchEngine, weights_of
@@ -58,10 +59,12 @@ def tiny():
     return Tiny()
 
 
-@pytest.fixture(params=["torch", "openvino"])
+@pytest.fixture(params=["torch", "openvino", "cuda"])
 def engine(request, tiny, cache):
     if request.param == "torch":
         return TorchEngine(tiny, SHAPE)
+    if request.param == "cuda":  # all of it but the GPU
+        return cuda_engine(tiny, SHAPE, device=torch.device("cpu"))
     return OpenVinoEngine(tiny, SHAPE, cache=cache)
 
 
@@ -206,7 +209,9 @@ def test_in_a_storm_of_flips_every_frame_sees_exactly_one_set_of_weights(engine,
     thread.start()
     seen = [0, 0]
     try:
-        for number in range(600):
+        number = 0
+        while number < 600 or staged[0] <= 20:
+            number += 1
             engine.reset()
             mean = engine(frame)[0]
             fits = [np.allclose(mean, want, rtol=1e-5, atol=1e-4) for want in expected]
@@ -217,7 +222,6 @@ def test_in_a_storm_of_flips_every_frame_sees_exactly_one_set_of_weights(engine,
     finally:
         stop.set()
         thread.join()
-    assert staged[0] > 20
     assert min(seen) > 20
 
 

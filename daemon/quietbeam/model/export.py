@@ -18,14 +18,16 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import structlog
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quietbeam.core.denoiser import StreamingDenoiser
@@ -302,6 +304,21 @@ def handed_on(path: Path) -> dict[int, str]:
         return {int(number): name for number, name in json.loads(notes[HANDED_ON]).items()}
     except Exception as error:  # protobuf, JSON, files: each has its own
         raise EngineError(f"{path}: not a graph that quietbeam exported; delete it") from error
+
+
+def weights_as_constants(
+    proto: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]
+) -> onnx.ModelProto:
+    """Give a new graph that holds ``weights`` itself, in the types that it takes them in."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    graph = fixed.graph
+    for value in [value for value in graph.input if value.name in weights]:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        array = np.asarray(weights[value.name]).astype(dtype)
+        graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+        graph.input.remove(value)
+    return fixed
 
 
 def _lifted(proto: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from quietbeam.model import gpu, tensorrt_library
+from quietbeam.model.engines import why_not
 from quietbeam.service.rings import SHARED_MEMORY
 
 _PACKAGES = (
@@ -127,26 +129,32 @@ def _engines() -> Mapping[str, Any]:
 
 
 def _gpu() -> Mapping[str, Any]:
-    """Ask the NVIDIA driver itself: no package is needed, and none is trusted."""
+    """Say what the driver answers, and what each engine of the GPU lacks here."""
+    driver = gpu.ask()
+    devices = [
+        f"{device.name}, {device.memory_bytes / 2**30:.0f} GiB, "
+        f"compute capability {device.capability[0]}.{device.capability[1]}"
+        for device in driver.devices
+    ]
+    found: dict[str, Any] = {
+        "driver": driver.cuda or driver.state,
+        "devices": devices,
+        "tensorrt": [f"{name} {_version(name)}" for name in tensorrt_library.installed()],
+        **{f"lacking_for_{kind}": why_not(kind) or "nothing" for kind in ("tensorrt", "cuda")},
+    }
+    # A machine without a GPU is an ordinary one; a GPU that cannot be used is not.
+    if driver.state == "failed":
+        found["warning"] = f"{driver.detail}; {driver.advice}"
+    elif driver.usable and why_not("cuda"):
+        found["warning"] = why_not("cuda")
+    return found
+
+
+def _version(name: str) -> str:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return {"driver": "none"}
-    code = driver.cuInit(0)
-    if code != 0:
-        return {"driver": "found", "warning": f"cuInit failed with {code}: no usable device"}
-    number, count = ctypes.c_int(), ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    devices = [_gpu_device(driver, index) for index in range(count.value)]
-    return {"driver": f"{number.value // 1000}.{number.value % 1000 // 10}", "devices": devices}
-
-
-def _gpu_device(driver: ctypes.CDLL, index: int) -> str:
-    name, size = ctypes.create_string_buffer(128), ctypes.c_size_t()
-    driver.cuDeviceGetName(name, len(name), index)
-    driver.cuDeviceTotalMem_v2(ctypes.byref(size), index)
-    return f"{name.value.decode(errors='replace')}, {size.value / 2**30:.0f} GiB"
+        return version(name)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _disk(directory: Path) -> Mapping[str, Any]:
