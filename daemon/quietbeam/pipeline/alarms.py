@@ -16,6 +16,7 @@ AlarmName = Literal[
     "all_refused",  # message after message is refused, and no frame comes
     "end_missing",  # the newest run ended without its end
     "count_differs",  # the producer's count of the newest run is not ours
+    "engine_lost",  # the network's engine failed while in use; the classical denoiser stands in
     "joined_late",  # the first frame of the run going on is not its first
 ]
 """A closed list, so that it can label a metric."""

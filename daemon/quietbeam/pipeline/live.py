@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quietbeam.core.engine import Engine
+from quietbeam.core.errors import EngineError
 from quietbeam.model.clean import EngineStream, Estimate, Prepared
 
 
@@ -37,10 +39,15 @@ class Switch:
     the network's first estimates are skipped until it has caught up with what
     the classical one has given; from then on the classical one rests.  When it
     is needed again it is shown the recent frames, those that the network still
-    owed among them, so that it steps in without a gap.
+    owed among them, so that it steps in without a gap.  So it does when the
+    network's engine fails in the middle of a run.
+
+    Attributes:
+        on_lost: Told why, when the network's engine has failed and is used no more.
     """
 
     def __init__(self, classical: Engine, name: str, recent_frames: int = 40) -> None:
+        self.on_lost: Callable[[EngineError], None] = lambda _error: None
         self._fallback = Model(name, 0)
         self._classical = EngineStream(classical)
         self._kept: deque[tuple[Estimate, Model]] = deque()
@@ -110,16 +117,27 @@ class Switch:
         """Take the next frame; give what may go out, in order."""
         with self._lock:
             self._recent.append(prepared)
-        network = self._network.push(prepared) if self._network else []
         classical = [] if self._resting else self._classical.push(prepared)
+        network = self._of_network(lambda stream: stream.push(prepared))
         return self._choose(classical, network)
 
     def flush(self) -> list[tuple[Estimate, Model]]:
         """The run is over: give all that is owed."""
-        network = self._network.flush() if self._network else []
+        network = self._of_network(EngineStream.flush)
         out = self._choose([] if self._resting else self._classical.flush(), network)
         rest = self._release_classical()  # a network that was never warm owes nothing
         return out + rest
+
+    def _of_network(self, ask: Callable[[EngineStream], list[Estimate]]) -> list[Estimate]:
+        """Ask the network, if there is one; if its engine fails, the classical one steps in."""
+        if self._network is None:
+            return []
+        try:
+            return ask(self._network)
+        except EngineError as error:
+            self.demote()
+            self.on_lost(error)
+            return []
 
     def _choose(
         self, classical: list[Estimate], network: list[Estimate]

@@ -14,6 +14,7 @@ from quietbeam.core.engine import Engine, Weights
 from quietbeam.core.errors import EngineError
 from quietbeam.core.events import RunStart
 from quietbeam.model import checkpoint as checkpoints
+from quietbeam.model import gpu
 from quietbeam.model.engines import build_engine
 from quietbeam.pipeline.live import Model
 
@@ -106,6 +107,16 @@ class Networks:
     def forget(self) -> None:
         """No network is live, nor will be at the next run's start."""
         self._accepted = self._live = None
+
+    def lost(self) -> Candidate | None:
+        """Let go of all engines of the network: the one in use has failed.
+
+        Returns:
+            The weights to start again with.
+        """
+        self._live, self._engines = None, {}
+        gpu.driver.cache_clear()  # what the driver said before is no longer to be trusted
+        return self._accepted
 
     def at_run_start(self, run: RunStart) -> tuple[Engine, Model] | None:
         """The accepted network for a new run, or None; a failure is logged, not raised."""

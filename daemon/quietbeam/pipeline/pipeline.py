@@ -26,9 +26,10 @@ from quietbeam.pipeline.analyse import Analyses
 from quietbeam.pipeline.denoise import STAGE, Denoise, RunCleaner
 from quietbeam.pipeline.finish import Finish
 from quietbeam.pipeline.ingest import Ingest
-from quietbeam.pipeline.networks import Networks
+from quietbeam.pipeline.networks import Candidate, Networks
 from quietbeam.pipeline.publish import Publish, light_sinks
 from quietbeam.pipeline.quality import SPECS
+from quietbeam.pipeline.recovery import Recovery
 from quietbeam.pipeline.shed import RECORDER_FULL, Shed
 
 
@@ -93,6 +94,7 @@ class Pipeline:
         self._finish.observe = lambda seconds: self.observe("finish", seconds)
         self._finish.observe_latency = lambda seconds: self.observe("end_to_end", seconds)
         self._builder = ThreadPoolExecutor(1, "engines")
+        self.recovery = Recovery(self.networks, self.alarms, self._build, self._take)
         self._rates = _Rates(ledger)
         self._log = structlog.get_logger()
 
@@ -142,6 +144,7 @@ class Pipeline:
     def demote(self) -> None:
         """Back to the classical denoiser, between two frames."""
         self.networks.forget()
+        self.recovery.over()
         self._denoise.at_next_frame(self._demote_run)
 
     @property
@@ -218,6 +221,7 @@ class Pipeline:
         try:
             self._denoise.body()
         finally:
+            self.recovery.stop()
             self._builder.shutdown(wait=False, cancel_futures=True)
 
     def _finish_body(self) -> None:
@@ -236,6 +240,7 @@ class Pipeline:
             self.networks.classical(run),
             self._on_calibrated,
         )
+        cleaner.switch.on_lost = self.recovery.lost
         fresh = self.networks.at_run_start(run)
         if fresh is not None:
             engine, model = fresh
@@ -243,18 +248,22 @@ class Pipeline:
         return cleaner
 
     def _offer(self, onnx: Path | None, checkpoint: Path, version: int) -> None:
-        weights = self.networks.load(onnx, checkpoint, version)
+        self._take(self.networks.load(onnx, checkpoint, version))
+
+    def _take(self, candidate: Candidate) -> None:
+        """Make weights live; in the builder's thread."""
         cleaner = self._denoise.cleaner
         if cleaner is None:
-            self.networks.accept(weights)
+            self.networks.accept(candidate)
             return
-        engine = self.networks.idle_engine(cleaner.run, weights)
+        engine = self.networks.idle_engine(cleaner.run, candidate)
         warm = cleaner.switch.warm(engine)
 
         def switch() -> None:
-            self.networks.accept(weights, engine)
+            self.networks.accept(candidate, engine)
             if self._denoise.cleaner is cleaner:
-                cleaner.switch.promote(warm, weights.model)
+                cleaner.switch.promote(warm, candidate.model)
+                self.recovery.over()
 
         self._denoise.at_next_frame(switch).result()
 
