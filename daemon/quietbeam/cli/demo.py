@@ -93,9 +93,13 @@ def _execute(arguments: argparse.Namespace) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     config, url, address, page = _write_config(directory.resolve(), arguments)
     frames = round(arguments.seconds * arguments.rate)
-    with running(config, url, directory / "daemon.log"):
+    # The detector works its images out while the daemon starts, and sends once that one reads.
+    with (
+        _detector(address, frames, arguments) as simulator,
+        running(config, url, directory / "daemon.log"),
+    ):
         _show_page(page, arguments)
-        watched = _watch(url, address, frames, arguments)
+        watched = _watch(url, simulator, arguments)
     report = _report(directory, arguments, frames, watched)
     print_json(report) if arguments.json else _tell(report)
     return 0 if report["lost_or_unaccounted"] == 0 else 1
@@ -130,9 +134,10 @@ def _write_config(directory: Path, arguments: argparse.Namespace) -> tuple[Path,
     return config, f"http://127.0.0.1:{http}", address, f"http://127.0.0.1:{web}/"
 
 
-def _watch(url: str, address: str, frames: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the detector and look on until all it sent is written."""
-    simulator = _simulator(address, frames, arguments)
+def _watch(
+    url: str, simulator: subprocess.Popen[bytes], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Look on until all that the detector sent is written."""
     began = time.monotonic()
     status: dict[str, Any] = {}
     latencies: list[float] = []
@@ -149,12 +154,22 @@ def _watch(url: str, address: str, frames: int, arguments: argparse.Namespace) -
     return {"status": status, "simulator": json.loads(out or b"{}"), "latencies_p99_s": latencies}
 
 
-def _simulator(address: str, frames: int, arguments: argparse.Namespace) -> subprocess.Popen[bytes]:
+@contextmanager
+def _detector(
+    address: str, frames: int, arguments: argparse.Namespace
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the detector; it waits for its reader, and ends with this command at the latest."""
     command = [sys.executable, "-m", "quietbeam", "simulate", "phantom", "--json"]
     command += ["--format", arguments.format, "--rate", str(arguments.rate), "--bind", address]
     command += ["--frames", str(frames), "--seed", str(arguments.seed), "--socket", "push"]
-    command += ["--size", str(arguments.size)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command += ["--size", str(arguments.size), "--wait"]
+    simulator = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        yield simulator
+    finally:
+        if simulator.poll() is None:
+            simulator.kill()
+            simulator.wait()
 
 
 def _settled(status: Mapping[str, Any]) -> bool:

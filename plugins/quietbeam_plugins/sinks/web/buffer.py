@@ -22,6 +22,8 @@ from quietbeam_plugins.sinks.web.entries import (
 
 _UNCLEANED_S = 2.0
 """A raw frame that waited so long for its clean one is shown alone."""
+_FIRST_S = 0.5
+"""The same before anything of a run is cleaned: while the noise of a run is measured there is raw to see."""
 
 
 _ALONE = 1024
@@ -69,7 +71,7 @@ class Buffer:
             while len(self._starts) > 8:
                 forgotten, _ = self._starts.popitem(last=False)
                 self._first_ns.pop(forgotten, None)
-            self.run, self.end = run, None
+            self.run, self.end, self._cleaned_ns = run, None, 0
             self.started_unix_s, self.ended_unix_s = time.time(), None
 
     def stop(self, end: RunEnd) -> bool:
@@ -125,7 +127,8 @@ class Buffer:
         While cleaned frames come, however late, all wait for theirs: pictures
         would else jump between what is newest and what is cleaned.
         """
-        limit = time.monotonic_ns() - int(_UNCLEANED_S * 1e9)
+        patience_s = _UNCLEANED_S if self._cleaned_ns else _FIRST_S
+        limit = time.monotonic_ns() - int(patience_s * 1e9)
         shown: Entry | None = None
         while self._waiting and self._cleaned_ns < limit:
             frame = next(iter(self._waiting.values()))
