@@ -23,7 +23,7 @@ from quietbeam_plugins.sinks.web.entries import (
 _UNCLEANED_S = 2.0
 """A raw frame that waited so long for its clean one is shown alone."""
 _FIRST_S = 0.5
-"""The same before anything of a run is cleaned: while the noise of a run is measured there is raw to see."""
+"""The same before the first of a run is cleaned: while noise is measured there is raw to see."""
 
 
 _ALONE = 1024
