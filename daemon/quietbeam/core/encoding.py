@@ -39,7 +39,7 @@ def encode(
 ) -> list[bytes | memoryview]:
     """Give the pieces of a record; ``meta`` must survive JSON (numpy's numbers may)."""
     described = [[a.dtype.str, list(a.shape)] for a in arrays]
-    head = json.dumps({"m": meta, "a": described}, default=_plain).encode()
+    head = _JSON.encode({"m": meta, "a": described}).encode()
     head += b" " * (-(_PREFIX.size + len(head)) % _ALIGN)
     pieces: list[bytes | memoryview] = [_PREFIX.pack(int(kind), len(head)), head]
     for array in arrays:
@@ -68,3 +68,7 @@ def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be put into a record")
+
+
+_JSON = json.JSONEncoder(default=_plain)
+"""``json.dumps`` would make one for every frame."""

@@ -230,10 +230,18 @@ class Ledger:
 
     def _counts(self, stage: str, run: str | None) -> Iterator[StageCount]:
         """Give the account of ``stage`` ever, and in ``run`` if that is known."""
-        yield self._stages.setdefault(stage, StageCount())
+        yield _of(self._stages, stage)
         of_run = self._runs.get(run or "")
         if of_run is not None:
-            yield of_run.stages.setdefault(stage, StageCount())
+            yield _of(of_run.stages, stage)
+
+
+def _of(stages: dict[str, StageCount], stage: str) -> StageCount:
+    """Give the account of a stage; no ``setdefault``, which would make a new one every time."""
+    count = stages.get(stage)
+    if count is None:
+        count = stages[stage] = StageCount()
+    return count
 
 
 def _copy(count: StageCount) -> StageCount:
