@@ -137,7 +137,7 @@ def test_the_demo_opens_the_page_and_looks_well(tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "quietbeam", "demo", "--json", "--web-port", str(port)]
     rate = os.environ.get("QUIETBEAM_SCREENSHOTS_RATE", "10")
-    command += ["--seconds", "75", "--rate", rate, "--output", str(tmp_path / "demo")]
+    command += ["--seconds", "90", "--rate", rate, "--output", str(tmp_path / "demo")]
     with (
         page(scheme="dark") as tab,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as demo,

@@ -20,7 +20,8 @@ const server = spawn(process.execPath, [script, "--port", "0", "--side", values.
 const address = await new Promise((found) => server.stdout.once("data", (data) => found(String(data).trim())));
 const browser = await chromium.launchServer({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"],
+  // SwiftShader would draw the whole window too, slowly: it is wanted for WebGL2 only.
+  args: ["--no-sandbox", "--disable-gpu", ...(values.renderer === "webgl2" ? ["--enable-unsafe-swiftshader"] : [])],
 });
 const client = await chromium.connect(browser.wsEndpoint());
 const page = await client.newPage({ viewport: { width: 1440, height: 900 } });
