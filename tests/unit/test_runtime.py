@@ -114,3 +114,11 @@ def test_rings_that_fit_nowhere_are_refused_with_the_sizes(tmp_path):
 
 def test_without_shared_memory_the_rings_go_to_the_runtime_directory(tmp_path):
     assert choose_directory(MIB, tmp_path, shared=tmp_path / "nowhere") == tmp_path
+
+
+def test_a_token_that_is_easily_guessed_is_refused_and_not_shown(tmp_path, monkeypatch):
+    (tmp_path / "web-token").write_text("sesame\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    with pytest.raises(ConfigError, match="no good token: 6 characters") as caught:
+        RuntimeDirectory(tmp_path / "run").__enter__()
+    assert "sesame" not in str(caught.value)
