@@ -82,6 +82,9 @@ class FakeLink:
     def account(self, **counts):
         self.counts.update(counts)
 
+    def tell(self, **facts):
+        self.facts = facts
+
     def verify(self, token):
         return token == TOKEN
 

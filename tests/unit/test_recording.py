@@ -405,6 +405,18 @@ def test_weights_promoted_in_an_earlier_run_are_named_in_the_next_file(tmp_path)
             assert [w.version for w in recording.provenance.weights] == [1]
 
 
+def test_what_was_said_of_the_run_before_its_file_began_is_in_it(tmp_path):
+    with sink_settings(tmp_path).open() as sink:
+        sink.note(json.dumps({"run_metadata": {"run_uid": "early"}}))
+        sink.start(run_start())
+        sink.raw(frame(0))
+        sink.stop(run_end())
+        (finished,) = sink.take_finished()
+    with h5py.File(finished.file) as file:
+        (kept,) = file["entry/process/decisions"][:]
+    assert json.loads(kept)["run_metadata"]["run_uid"] == "early"
+
+
 class Disk:
     """Free space that a test decides about."""
 

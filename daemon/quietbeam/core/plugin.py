@@ -263,6 +263,13 @@ class Link(Protocol):
         """Add frames that this view gave up, by reason; from any thread."""
         ...
 
+    def tell(self, **facts: Any) -> None:
+        """Put JSON values into the daemon's status, under this view; from any thread.
+
+        ``refused``, a mapping of reason to number, is a metric as well.
+        """
+        ...
+
 
 class ViewSink(SinkPlugin):
     """Serves clients (a control system, browsers) from a process that outlives the daemon.

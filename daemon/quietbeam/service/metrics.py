@@ -262,6 +262,12 @@ FAMILIES: tuple[Family, ...] = (
         ("view", "reason"),
         read.view_drops,
     ),
+    counter(
+        "view_refused_total",
+        "Messages a view was sent and refused.",
+        ("view", "reason"),
+        read.view_refusals,
+    ),
     # the outputs in processes of their own
     gauge("recorder_up", "1 while the output's process is ready.", ("output",), read.outputs("up")),
     gauge(

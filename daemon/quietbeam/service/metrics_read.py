@@ -150,6 +150,13 @@ def views_given(status: Status) -> Iterator[Sample]:
         yield (name,), float(view["given_total"])
 
 
+def view_refusals(status: Status) -> Iterator[Sample]:
+    """Read what views were sent and did not take, by reason."""
+    for name, view in status["views"].items():
+        for reason, count in (view["status"].get("refused") or {}).items():
+            yield (name, reason), float(count)
+
+
 def view_drops(status: Status) -> Iterator[Sample]:
     """Read the frames views gave up, by reason."""
     for name, view in status["views"].items():

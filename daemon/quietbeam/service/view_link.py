@@ -81,6 +81,8 @@ class ViewLink:
         self.stopping = False
         self.given = 0
         """Frames handed to the view."""
+        self.facts: Mapping[str, Any] = {}
+        """What the view says of itself."""
         self._name, self._token = name, token
         self._backlogs = {"raw": raw_backlog, "clean": clean_backlog}
         self._say: Callable[[Mapping[str, Any]], None] | None = None
@@ -147,6 +149,10 @@ class ViewLink:
         """Add frames that this view gave up, by reason; from any thread."""
         with self._lock:
             self._dropped.update(counts)
+
+    def tell(self, **facts: Any) -> None:
+        """Put JSON values into the daemon's status, under this view; from any thread."""
+        self.facts = {**self.facts, **facts}
 
     # -- what the process calls -------------------------------------------------------------
 

@@ -183,7 +183,7 @@ class Server:
                     self.stop()
                 continue
             state = "stopping" if link.stopping else "serving"
-            told = {"state": state, "given": link.given, "dropped": link.dropped()}
+            told = {**link.facts, "state": state, "given": link.given, "dropped": link.dropped()}
             try:
                 self._send({"type": "status", **told})
             except OSError:

@@ -93,6 +93,11 @@ class Training:
         for name, tensor in self._mean.items():
             tensor.copy_(torch.from_numpy(mean[name]))
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step; it falls by a plan of its own as steps are done."""
+        return learning_rate(self.steps, self._config.learning_rate)
+
     def reset(self) -> None:
         """Forget all that was learned."""
         self.steps = 0

@@ -322,6 +322,7 @@ class Session:
                 "type": "progress",
                 "steps": 0 if training is None else training.steps,
                 "steps_per_s": round(self._progress.rate(now), 2),
+                "learning_rate": None if training is None else training.learning_rate,
                 "loss": _number(self._loss),
                 "validation_loss": _number(self._validation_loss),
                 "frames_seen": self._intake.seen,

@@ -102,6 +102,7 @@ class Hdf5Recorder:
         self._dropped: dict[str, Counter[str]] = {names.RAW: Counter(), names.CLEAN: Counter()}
         self._past_bytes = self._past_synced = 0
         self._promotion: tuple[int, str, str, str] | None = None
+        self._described = ""
         self._finished: list[FinishedFile] = []
 
     # what a RecordingSink does
@@ -299,6 +300,8 @@ class Hdf5Recorder:
         self._segment = Segment.new(part_of(target), made, settings.compression)
         if self._promotion is not None:
             self._segment.promoted(*self._promotion)
+        if self._described:
+            self._segment.note(self._described)
         self._log.info("recording_started", file=str(self._segment.path), segment=self._number)
 
     def _end_segment(self, reason: str, account: Mapping[str, Any] | None = None) -> None:
@@ -368,11 +371,13 @@ class Hdf5Recorder:
         self._log.info("leftover_repaired", file=repaired.file, **counts)
 
     def _remember(self, note: str) -> None:
-        """Keep the newest promotion: files begun later name the weights, too."""
+        """Keep the newest promotion and what was last said of the run, for files begun later."""
         try:
             decision = orjson.loads(note)
         except orjson.JSONDecodeError:
             return
+        if isinstance(decision, dict) and "run_metadata" in decision:
+            self._described = note
         if not isinstance(decision, dict) or decision.get("action") != "promote":
             return
         weights = (
