@@ -30,6 +30,7 @@ _CAPTURE = {
     "HDF1:NumCapture": "num_capture",
     "HDF1:WriteMode": "mode",
 }
+_LATCHED = ("snap:", "snap-metric:", "snap-roi:")
 _COUNTERS = {"ArrayCounter": "array_counter", "DroppedArrays": "dropped"}
 
 
@@ -49,7 +50,7 @@ class Controls:
     ) -> None:
         self.records: Records | None = None
         self._link, self._state, self._snap, self._capture = link, state, snap, capture
-        self._snap_pvs = [pv for pv in table if pv.source.startswith(("snap:", "snap-metric:"))]
+        self._snap_pvs = [pv for pv in table if pv.source.startswith(_LATCHED)]
         self._capture_pvs = [pv for pv in table if pv.source.startswith("capture:") and pv.readback]
 
     async def put(self, pv: Pv, value: Any) -> None:

@@ -13,6 +13,7 @@ from p4p.nt import NTNDArray
 from p4p.nt.common import alarm as alarm_type
 from p4p.nt.common import timeStamp as timestamp_type  # noqa: N813
 from p4p.server import Server, StaticProvider
+from p4p.server.raw import Handler
 from p4p.server.thread import SharedPV
 
 from quietbeam import Frame, Result
@@ -21,6 +22,8 @@ from quietbeam_plugins.sinks.epics.pv import Pv, camel
 _NT = NTNDArray()
 _MEMBERS: Mapping[str, str] = NTNDArray._code2u  # noqa: SLF001 - the union's members by dtype
 _MONO, _RGB3 = 0, 4
+_UNSEEN_S = 0.5
+"""An image that nobody watches is brought up to date so often, for who reads it once."""
 
 
 class Images:
@@ -34,6 +37,7 @@ class Images:
 
     def __init__(self, table: tuple[Pv, ...], prefix: str, port: int) -> None:
         self._channels: dict[str, SharedPV] = {}
+        self._viewers: dict[str, _Viewers] = {}
         self._severity: dict[str, int] = {}
         self._metrics = [pv for pv in table if pv.source.startswith("metric:")]
         self._struct = self._metrics_type()
@@ -41,7 +45,9 @@ class Images:
         for pv in table:
             if pv.is_record:
                 continue
-            self._channels[pv.source] = SharedPV(initial=self._initial(pv, table, prefix))
+            viewers = self._viewers[pv.source] = _Viewers()
+            initial = self._initial(pv, table, prefix)
+            self._channels[pv.source] = SharedPV(handler=viewers, initial=initial)
             provider.add(prefix + pv.name, self._channels[pv.source])
         # not in conf: that is ignored where an interface is set in the environment
         os.environ["EPICS_PVAS_SERVER_PORT"] = str(port)
@@ -50,7 +56,12 @@ class Images:
     def post(
         self, source: str, pixels: np.ndarray, result: Result | Frame, attributes: Any
     ) -> None:
-        """Show an image: (h, w) or (c, h, w), C order, of the frame ``result``."""
+        """Show an image: (h, w) or (c, h, w), C order, of the frame ``result``.
+
+        Where nobody watches, only every half second: a copy for no one costs the others time.
+        """
+        if not self._viewers[source].want(time.monotonic()) and not self._severity.get(source):
+            return
         self._channels[source].post(ndarray(pixels, result, attributes))
         self._severity[source] = 0
 
@@ -101,6 +112,27 @@ class Images:
         fields += [("uniqueId", "i"), ("modelVersion", "i"), ("denoiser", "s"), ("latency", "d")]
         fields += [("runUid", "s"), ("seriesId", "s"), ("version", "s")]
         return Type([*fields, ("generation", "i"), ("startTime", "d")], id="quietbeam:Metrics:1.0")
+
+
+class _Viewers(Handler):
+    """Knows whether anybody is connected to a channel; told so in a thread of the server."""
+
+    def __init__(self) -> None:
+        self._any = False
+        self._due_s = 0.0
+
+    def onFirstConnect(self, pv: SharedPV) -> None:  # noqa: ARG002, N802 - p4p's names
+        self._any = True
+
+    def onLastDisconnect(self, pv: SharedPV) -> None:  # noqa: ARG002, N802 - p4p's names
+        self._any = False
+
+    def want(self, now_s: float) -> bool:
+        """Tell whether an image is worth its copy."""
+        if not self._any and now_s < self._due_s:
+            return False
+        self._due_s = now_s + _UNSEEN_S
+        return True
 
 
 def ndarray(pixels: np.ndarray, of: Result | Frame, attributes: Mapping[str, Any]) -> Value:

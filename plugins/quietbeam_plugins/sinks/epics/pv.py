@@ -10,7 +10,16 @@ from typing import Literal
 Kind = Literal["float", "int", "bool", "enum", "string", "array", "image", "struct"]
 Access = Literal["r", "rw", "x"]
 Group = Literal[
-    "Processing", "Frames", "Model", "Daemon", "Run", "Metrics", "Snap", "Capture", "Images"
+    "Processing",
+    "Frames",
+    "Model",
+    "Daemon",
+    "Run",
+    "Regions",
+    "Metrics",
+    "Snap",
+    "Capture",
+    "Images",
 ]
 WriteGroup = Literal["", "QB_OPERATOR", "QB_EXPERT"]
 Severity = Literal["", "MINOR", "MAJOR", "INVALID"]

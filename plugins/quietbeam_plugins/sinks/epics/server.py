@@ -17,6 +17,7 @@ from quietbeam_plugins.sinks.epics.controls import Controls
 from quietbeam_plugins.sinks.epics.images import Images
 from quietbeam_plugins.sinks.epics.pv import Pv
 from quietbeam_plugins.sinks.epics.records import Records
+from quietbeam_plugins.sinks.epics.regions import region_value
 from quietbeam_plugins.sinks.epics.snap import Snap
 from quietbeam_plugins.sinks.epics.state import State, preview
 from quietbeam_plugins.sinks.epics.table import scalars
@@ -56,6 +57,7 @@ class EpicsServer:
         self._capture = Capture(settings.capture_root, names)
         providers = {"snap": self._snap.value, "snap-metric": self._snap.metric}
         providers |= {"capture": self._capture.value}
+        providers |= {"roi": self._live_region, "snap-roi": self._latched_region}
         self._state = State(link, settings.prefix, settings.stale_s, providers)
         self._controls = Controls(table, link, self._state, self._snap, self._capture)
         self._records = Records(table, settings.prefix, self._controls.put)
@@ -149,6 +151,13 @@ class EpicsServer:
             "generation": int(generation.get("number", 0)),
             "startTime": float(generation.get("started_unix_s", 0.0)),
         }
+
+    def _live_region(self, what: str) -> float:
+        newest = self._state.result
+        return region_value(what, self._state.own, None if newest is None else newest.clean)
+
+    def _latched_region(self, what: str) -> float:
+        return region_value(what, self._state.own, self._snap.latest.image)
 
     # -- the daemon -----------------------------------------------------------------------
 

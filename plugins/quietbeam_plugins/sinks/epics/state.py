@@ -19,7 +19,7 @@ Alarm = tuple[Severity, int]
 NO_ALARM, INVALID = 0, 3
 COMM, TIMEOUT = 9, 10  # EPICS alarm conditions
 _ALWAYS = {"Connected_RBV", "DenoiserState_RBV", "StatusMessage_RBV", "ViewDropped_RBV"}
-_KEPT = ("fixed:", "view:own", "snap:", "snap-metric:", "capture:", "view:pva")
+_KEPT = ("fixed:", "view:own", "snap:", "snap-metric:", "snap-roi:", "capture:", "view:pva")
 _INT32 = 2**31 - 1
 
 Provider = Callable[[str], Any]

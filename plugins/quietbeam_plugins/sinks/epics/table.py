@@ -201,6 +201,11 @@ _MODEL: tuple[Pv, ...] = (
         *("ModelStep_RBV", "int", "Model", "Training steps done", "status:trainer.progress.steps"),
         attribute="ModelStep",
     ),
+    _r(
+        *("LearningRate_RBV", "float", "Model", "Of the next training step"),
+        *("status:trainer.progress.learning_rate",),
+        precision=6,
+    ),
     _r("TrainLoss_RBV", "float", "Model", "Training loss", "status:trainer.progress.loss"),
     _r(
         *("ValLoss_RBV", "float", "Model", "Loss on guard data"),
@@ -251,6 +256,51 @@ _RUN: tuple[Pv, ...] = (
     _r("SeriesId_RBV", "string", "Run", "Run as the detector names it", "view:series_id"),
     _r("RunFrames_RBV", "int", "Run", "Frames of this run", "status:pipeline.run_frames"),
 )
+
+ROIS = 4
+
+
+def _roi(number: int) -> tuple[Pv, ...]:
+    """Give the PVs of one region, named as those of areaDetector's ROIStat."""
+    p = f"ROIStat1:{number}:"
+    whole = {"drive": (0, 2**31 - 1), "unit": "px", "autosave": True}
+    return (
+        _set(
+            *(f"{p}Use", "bool", "Regions", f"Region {number} is measured", "view:own"),
+            choices=("No", "Yes"),
+            autosave=True,
+        ),
+        *(
+            _set(f"{p}{what}{axis}", "int", "Regions", f"{words}, {axis}", "view:own", **whole)
+            for what, words in (("Min", "First pixel"), ("Size", "Pixels, 0: to the edge"))
+            for axis in "XY"
+        ),
+        *(
+            _r(
+                *(f"{p}{name}_RBV", "float", "Regions", words, f"roi:{number}.{what}"),
+                fresh=True,
+                precision=4,
+                unit="" if what == "pixels" else "count",
+            )
+            for name, what, words in (
+                ("MeanValue", "mean", "Mean of the cleaned pixels"),
+                ("MeanSd", "sd", "Scatter of its pixels"),
+                ("MinValue", "least", "Least cleaned pixel"),
+                ("MaxValue", "most", "Greatest cleaned pixel"),
+                ("Total", "total", "Sum of the cleaned pixels"),
+                ("NPixels", "pixels", "Pixels with a value"),
+            )
+        ),
+        _r(
+            *(f"Snap:Roi{number}Mean_RBV", "float", "Snap", f"Mean in region {number}"),
+            *(f"snap-roi:{number}.mean",),
+            precision=4,
+            unit="count",
+        ),
+    )
+
+
+_REGIONS = tuple(pv for number in range(1, ROIS + 1) for pv in _roi(number))
 
 _SNAP: tuple[Pv, ...] = (
     _set(
@@ -354,7 +404,7 @@ _IMAGES: tuple[Pv, ...] = (
 
 FIXED: tuple[Pv, ...] = (
     *(*_PROCESSING, *_FRAMES, *_MODEL, *_DAEMON),
-    *(*_RUN, *_SNAP, *_CAPTURE, *_IMAGES),
+    *(*_RUN, *_REGIONS, *_SNAP, *_CAPTURE, *_IMAGES),
 )
 
 
