@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,21 @@ def send_frames(
                 assert sender.send(message)
             time.sleep(max(0.0, began + (sent + 1) / rate_hz - time.monotonic()))
     return len(numbers)
+
+
+@contextmanager
+def detecting(port: int, rate_hz: float = 25.0) -> Iterator[None]:
+    """A detector that sends until the block ends, or its daemon is gone."""
+    over = threading.Event()
+
+    def send() -> None:
+        with suppress(AssertionError):
+            send_frames(port, 10**6, rate_hz=rate_hz, stop=over.is_set)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join(10)

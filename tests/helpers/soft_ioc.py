@@ -270,6 +270,48 @@ def session(environment, code: str, timeout_s: float = 100.0) -> dict:
     return json.loads(lines[-1].removeprefix("TOLD "))
 
 
+RECORDED = """
+import h5py
+from pathlib import Path
+from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
+from quietbeam_plugins.devices.detector import RecordingDenoiser
+paths = StaticPathProvider(UUIDFilenameProvider(), Path(DIRECTORY))
+with init_devices():
+    det = RecordingDenoiser("pva://" + PREFIX, paths, name="det")
+def shape():
+    uri = named("stream_resource")[0]["uri"].removeprefix("file://localhost")
+    with h5py.File(uri, "r") as file:
+        return list(file["entry/data/data"].shape)
+RE(bp.count([det], num=STEPS))
+told["events"] = len(named("event"))
+told["steps"] = [[d["indices"]["start"], d["indices"]["stop"]] for d in named("stream_datum")]
+told["shape"] = shape()
+told["keys"] = {k: v["shape"] for k, v in named("descriptor")[0]["data_keys"].items()}
+documents.clear()
+
+@bpp.stage_decorator([det])
+@bpp.run_decorator()
+def fly():
+    yield from bps.prepare(det, TriggerInfo(number_of_events=FLOWN), wait=True)
+    yield from bps.declare_stream(det, name="primary", collect=True)
+    yield from bps.kickoff_all(det, wait=True)
+    yield from bps.collect_while_completing(
+        flyers=[det], dets=[det], flush_period=0.2, stream_name="primary"
+    )
+RE(fly())
+told["flown"] = max(d["indices"]["stop"] for d in named("stream_datum"))
+told["flown_shape"] = shape()
+"""
+"""Part of a session: ``STEPS`` steps, then a fly scan of ``FLOWN`` frames, into ``DIRECTORY``."""
+
+
+def recorded(environment, directory, prefix: str = PREFIX, steps: int = 4, flown: int = 40) -> dict:
+    """Have a detector record steps and a fly scan; give what the session told."""
+    names = {"DIRECTORY": str(directory), "PREFIX": prefix, "STEPS": steps, "FLOWN": flown}
+    given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    return session(environment, given + RECORDED)
+
+
 _BEFORE = """
 import json
 from bluesky import RunEngine, plans as bp, plan_stubs as bps, preprocessors as bpp

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from helpers.soft_ioc import serving, session
+from helpers.soft_ioc import recorded, serving, session
 
 pytest.importorskip("softioc", reason="needs the extra [epics]")
 pytest.importorskip("ophyd_async", reason="needs the extra [bluesky]")
@@ -202,46 +202,13 @@ told["events"] = len(named("event"))
 
 
 def test_a_detector_writes_a_frame_a_step_and_as_many_as_asked_for_in_a_fly_scan(ioc, tmp_path):
-    told = session(
-        ioc,
-        f"DIRECTORY = {str(tmp_path)!r}\n"
-        """
-import h5py
-from pathlib import Path
-from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
-from quietbeam_plugins.devices.detector import RecordingDenoiser
-paths = StaticPathProvider(UUIDFilenameProvider(), Path(DIRECTORY))
-with init_devices():
-    det = RecordingDenoiser("pva://" + PREFIX, paths, name="det")
-def rows():
-    uri = named("stream_resource")[0]["uri"].removeprefix("file://localhost")
-    with h5py.File(uri, "r") as file:
-        return len(file["entry/data/data"])
-RE(bp.count([det], num=5))
-told["events"] = len(named("event"))
-told["steps"] = [d["indices"] for d in named("stream_datum")]
-told["rows"] = rows()
-told["keys"] = {k: v["shape"] for k, v in named("descriptor")[0]["data_keys"].items()}
-documents.clear()
-
-@bpp.stage_decorator([det])
-@bpp.run_decorator()
-def fly():
-    yield from bps.prepare(det, TriggerInfo(number_of_events=40), wait=True)
-    yield from bps.declare_stream(det, name="primary", collect=True)
-    yield from bps.kickoff_all(det, wait=True)
-    yield from bps.collect_while_completing(
-        flyers=[det], dets=[det], flush_period=0.2, stream_name="primary"
-    )
-RE(fly())
-told["flown"] = max(d["indices"]["stop"] for d in named("stream_datum"))
-told["flown_rows"] = rows()
-""",
-    )
-    assert told["events"] == told["rows"] == 5
-    assert {(i["start"], i["stop"]) for i in told["steps"]} == {(n, n + 1) for n in range(5)}
+    told = recorded(ioc, tmp_path, steps=5, flown=40)
+    assert told["events"] == 5
+    assert {tuple(step) for step in told["steps"]} == {(n, n + 1) for n in range(5)}
+    assert told["shape"] == [5, 24, 32]
     assert told["keys"] == {"det": [1, 24, 32]}
-    assert told["flown"] == told["flown_rows"] == 40
+    assert told["flown"] == 40
+    assert told["flown_shape"] == [40, 24, 32]
 
 
 def test_it_is_a_plugin_to_devices_made_for_area_detectors(ioc):

@@ -1,16 +1,14 @@
 """Devices against the daemon's own EPICS server, with frames coming from a detector."""
 
 import os
-import threading
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from helpers import ioc as real
-from helpers.daemons import send_frames
-from helpers.soft_ioc import session
+from helpers.daemons import detecting
+from helpers.soft_ioc import recorded, session
 
 pytest.importorskip("softioc", reason="needs the extra [epics]")
 pytest.importorskip("ophyd_async", reason="needs the extra [bluesky]")
@@ -23,7 +21,7 @@ def environment(tmp_path_factory):
     directory = tmp_path_factory.mktemp("live")
     (directory / "captures").mkdir()
     settings = f'capture_root = "{directory / "captures"}"'
-    with real.serving(directory, settings=settings) as ioc, detector(ioc.daemon.port):
+    with real.serving(directory, settings=settings) as ioc, detecting(ioc.daemon.port, 40.0):
         ioc.daemon.wait_for(lambda s: s["pipeline"]["clean_hz"] > 1, 60.0, "clean frames")
         yield {
             **os.environ,
@@ -31,21 +29,6 @@ def environment(tmp_path_factory):
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "CAPTURES": str(directory / "captures"),
         }
-
-
-@contextmanager
-def detector(port):
-    """Send frames until the end."""
-    stop = threading.Event()
-    sending = threading.Thread(
-        target=send_frames, args=(port, 10**6), kwargs={"rate_hz": 40.0, "stop": stop.is_set}
-    )
-    sending.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        sending.join()
 
 
 NAME = f"PREFIX = {real.PREFIX!r}\n"
@@ -126,44 +109,11 @@ told["counter"] = "array_counter" in dict(io.children())
 
 
 def test_steps_and_fly_scans_write_what_was_asked_for(environment):
-    told = session(
-        environment,
-        NAME
-        + """
-import h5py, os
-from pathlib import Path
-from ophyd_async.core import StaticPathProvider, TriggerInfo, UUIDFilenameProvider, init_devices
-from quietbeam_plugins.devices.detector import RecordingDenoiser
-paths = StaticPathProvider(UUIDFilenameProvider(), Path(os.environ["CAPTURES"]))
-with init_devices():
-    det = RecordingDenoiser("pva://" + PREFIX, paths, name="det")
-def rows():
-    uri = named("stream_resource")[0]["uri"].removeprefix("file://localhost")
-    with h5py.File(uri, "r") as file:
-        return list(file["entry/data/data"].shape)
-RE(bp.count([det], num=4))
-told["steps"] = [[d["indices"]["start"], d["indices"]["stop"]] for d in named("stream_datum")]
-told["rows"] = rows()
-documents.clear()
-
-@bpp.stage_decorator([det])
-@bpp.run_decorator()
-def fly():
-    yield from bps.prepare(det, TriggerInfo(number_of_events=50), wait=True)
-    yield from bps.declare_stream(det, name="primary", collect=True)
-    yield from bps.kickoff_all(det, wait=True)
-    yield from bps.collect_while_completing(
-        flyers=[det], dets=[det], flush_period=0.2, stream_name="primary"
-    )
-RE(fly())
-told["flown"] = max(d["indices"]["stop"] for d in named("stream_datum"))
-told["flown_rows"] = rows()
-""",
-    )
+    told = recorded(environment, environment["CAPTURES"], real.PREFIX, steps=4, flown=200)
     assert told["steps"] == [[n, n + 1] for n in range(4)]
-    assert told["rows"] == [4, 32, 48]
-    assert told["flown"] == 50
-    assert told["flown_rows"] == [50, 32, 48]
+    assert told["shape"] == [4, 32, 48]
+    assert told["flown"] == 200
+    assert told["flown_shape"] == [200, 32, 48]
 
 
 def test_a_hundred_starts_and_arms_never_read_an_older_metric(environment):

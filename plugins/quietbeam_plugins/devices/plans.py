@@ -5,13 +5,12 @@ was asked for.  Devices are those of ``classic`` or ``asynchronous``; all
 parameters are plain, so that blueapi and bluesky-queueserver can run them.
 """
 
-from __future__ import annotations
-
+# no annotations as text (``from __future__``): queueserver looks at them as they are
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from bluesky import plan_stubs as bps
 from bluesky import preprocessors as bpp
@@ -23,8 +22,9 @@ from quietbeam_plugins.devices.uncertainty import Calibration, sd_from_scatter
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Measuring(Readable[Any], Protocol):
-    """A device whose trigger measures."""
+    """A device whose trigger measures; plan runners tell by its members which devices fit."""
 
     num_frames: Movable[Any]
 
