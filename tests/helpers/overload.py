@@ -193,13 +193,14 @@ def loaded(
     backlog: int = 16,
     shape: tuple[int, int] = SHAPE,
     ring_mib: int = 32,
+    denoiser: DenoiserPlugin | None = None,
 ) -> Iterator[Loaded]:
     """Make a pipeline; whatever happens, its threads are gone afterwards."""
     path = directory / "overload.toml"
     path.write_text(CONFIG.format(backlog=backlog))
     config = load(path)
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    slow = Named("slow", Slow(frame_s=frame_s))
+    slow = Named("slow", denoiser or Slow(frame_s=frame_s))
     fields |= {
         "source": Named("load", Load(phases=tuple(phases), shape=shape)),
         "denoiser": slow,

@@ -18,6 +18,9 @@ from quietbeam.core.plugin import CorrectionPlugin
 Float = NDArray[np.float32]
 Valid = NDArray[np.bool_]
 
+_LARGEST = 1e15
+"""Counts: beyond, no detector counts, and squares leave the range of float32."""
+
 
 class Corrections:
     """All corrections of one run, in the order of the configuration.
@@ -65,10 +68,10 @@ class _PlaneCorrections:
         corrected[~valid] = 0
         for step in self._steps:
             corrected, valid = step(corrected, valid)
-        finite = np.isfinite(corrected)
-        if not finite.all():
-            valid &= finite
-            corrected[~finite] = 0
+        measured = np.abs(corrected) < _LARGEST  # neither NaN
+        if not measured.all():
+            valid &= measured
+            corrected[~measured] = 0
         return corrected, valid
 
     def _valid(self, pixels: NDArray[Any]) -> Valid:

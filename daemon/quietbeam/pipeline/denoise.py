@@ -107,6 +107,8 @@ class RunCleaner:
         return NoiseModel(known.gain, known.offset_variance or 0.0)
 
 
+_FRESH_STARTS = 3
+"""In one run; cleaning that fails again after so many is left alone until the next one."""
 _RECORDER_CALM = 0.5
 """Denoising that was given up for the recorder is taken up below this."""
 
@@ -150,6 +152,8 @@ class Denoise:
         self.heartbeat_ns = time.monotonic_ns()
         self.observe: Callable[[float], None] = lambda _seconds: None
         self._lost_seen = 0
+        self._inside = 0  # frames of this run that the cleaner holds
+        self._failures = 0
 
     def at_next_frame(self, action: Callable[[], None]) -> Future[None]:
         """Run ``action`` in this thread between two frames."""
@@ -226,27 +230,55 @@ class Denoise:
                 self._frame(records.frame(item))
 
     def _begin(self, run: RunStart) -> None:
+        self._failures = self._inside = 0
+        if self._fresh(run):
+            self.message = None
+            self._finish.put(run)
+
+    def _fresh(self, run: RunStart) -> bool:
+        """Make a cleaner; without one raw recording goes on."""
         try:
             self.cleaner = self._start_run(run)
-        except QuietbeamError as error:  # raw recording goes on without us
-            self.message = str(error)
+        except Exception as error:  # noqa: BLE001 - plugins and engines are the code of others
+            self.message = str(error) if isinstance(error, QuietbeamError) else repr(error)
             self._log.error("run_not_denoised", run=run.run, error=self.message)
-            return
-        self.message = None
-        self._finish.put(run)
+            return False
+        return True
 
     def _end(self, end: RunEnd) -> None:
         if self.cleaner is None:
             return
-        cleaner, self.cleaner = self.cleaner, None
-        self._drain(cleaner)
-        cleaner.close()
+        try:
+            self._drain(self.cleaner)
+        except Exception as error:  # noqa: BLE001 - as above: what it held is counted
+            self._give_up(error)
+        self.cleaner.close()
+        self.cleaner = None
         self._finish.put(end)
+
+    def _failed(self, error: Exception) -> None:
+        """Cleaning failed: what is inside is given up, and the run goes on with a fresh cleaner."""
+        cleaner = self.cleaner
+        assert cleaner is not None  # noqa: S101 - only a cleaner can fail
+        self._give_up(error)
+        self._failures += 1
+        cleaner.close()
+        self.cleaner = None
+        if self._failures > _FRESH_STARTS or not self._fresh(cleaner.run):
+            self._finish.put(RunEnd(run=cleaner.run.run, reason="lost"))
+
+    def _give_up(self, error: Exception) -> None:
+        assert self.cleaner is not None  # noqa: S101
+        run, self.message = self.cleaner.run.run, repr(error)
+        self._log.error("denoising_failed", run=run, frames=self._inside, error=self.message)
+        self._ledger.dropped(STAGE, "failed", self._inside, run=run)
+        self._inside = 0
 
     def _drain(self, cleaner: RunCleaner) -> None:
         self._hand_on(cleaner, cleaner.flush())
 
     def _hand_on(self, cleaner: RunCleaner, answers: list[tuple[Estimate, Model]]) -> None:
+        self._inside -= len(answers)
         for estimate, model in answers:
             self._finish.put(Estimated(estimate, model, cleaner.stabilisers))
 
@@ -258,7 +290,13 @@ class Denoise:
             self._ledger.dropped(STAGE, reason, run=frame.run)
             return
         began = time.perf_counter()
-        self._hand_on(self.cleaner, self.cleaner.push(frame))
+        self._inside += 1
+        try:
+            answers = self.cleaner.push(frame)
+        except Exception as error:  # noqa: BLE001 - others' code; raw frames are recorded whatever it does
+            self._failed(error)
+            return
+        self._hand_on(self.cleaner, answers)
         self.observe(time.perf_counter() - began)
 
     def _why_not(self, frame: Frame) -> str:

@@ -134,9 +134,9 @@ class Switch:
             return []
         try:
             return ask(self._network)
-        except EngineError as error:
+        except Exception as error:  # noqa: BLE001 - a device, or a plugin's module, fails in any way
             self.demote()
-            self.on_lost(error)
+            self.on_lost(error if isinstance(error, EngineError) else EngineError(repr(error)))
             return []
 
     def _choose(

@@ -14,7 +14,15 @@ from quietbeam.service.supervise import RESTART_REASONS
 STAGES = ("ingest", "denoise", "publish")
 DROP_REASONS: Mapping[str, tuple[str, ...]] = {
     "ingest": ("oversized", "queue_full"),
-    "denoise": ("overload", "recorder_behind", "ring_overrun", "no_run", "shape", "paused"),
+    "denoise": (
+        "overload",
+        "recorder_behind",
+        "ring_overrun",
+        "no_run",
+        "shape",
+        "paused",
+        "failed",
+    ),
 }
 RECORDER_STATES = ("idle", "recording", "disk_full", "off", "failed")
 LIGHT_DROP_REASONS = (
