@@ -39,6 +39,7 @@ COMMANDS = (
     ("pretrain", "make the prior weights that a network starts from"),
     ("evaluate", "quality tables against truth and baselines"),
     ("bench", "speed, latency and memory of denoisers and engines"),
+    ("soak", "many frames through a real daemon: nothing may grow, nothing may be lost"),
     ("repair", "make a recording that was cut off readable again"),
     ("doctor", "report what this machine can do"),
     ("install-service", "write the files of the systemd service, and explain them"),
