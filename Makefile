@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 600
+KILLS ?= 3
 
-.PHONY: demo test producers epics-tools test-slow fuzz lint lock tiled rtx web clean
+.PHONY: demo test producers epics-tools test-slow test-faults fuzz lint lock tiled rtx web clean
 
 demo: .venv/installed
 	$(BIN)/quietbeam demo $(ARGS)
@@ -29,6 +30,10 @@ epics-tools: .venv/installed  ## EPICS base's caget, pvget, ... built against th
 
 test-slow: .venv/installed  ## longer tests: real producers, soak, many kills
 	$(BIN)/python -m pytest -q -m slow --timeout 600 $(ARGS)
+
+test-faults: .venv/installed  ## every fault, written to tests/faults/RESULTS.md: make test-faults KILLS=50
+	QUIETBEAM_FAULT_KILLS=$(KILLS) QUIETBEAM_FAULT_TABLE=tests/faults/RESULTS.md \
+		$(BIN)/python -m pytest -q -m "" tests/faults $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

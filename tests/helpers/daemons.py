@@ -125,15 +125,26 @@ class RunningDaemon:
 
 @contextmanager
 def started(
-    directory: Path, text: str, port: int, environment: Mapping[str, str] | None = None
+    directory: Path,
+    text: str,
+    port: int,
+    environment: Mapping[str, str] | None = None,
+    *,
+    module: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> Iterator[RunningDaemon]:
-    """Start a daemon; whatever happens, it and its children are gone afterwards."""
+    """Start a daemon; whatever happens, it and its children are gone afterwards.
+
+    ``module`` names another program that takes the configuration, with further
+    arguments; ``before`` is put before the whole command.
+    """
     config = directory / "config.toml"
     config.write_text(text)
+    program = [module[0], str(config), *module[1:]] if module else ["quietbeam", "run", str(config)]
     calm = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     with (directory / "daemon.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "quietbeam", "run", str(config)],
+            [*before, sys.executable, "-m", *program],
             stdout=log,
             stderr=log,
             env={**os.environ, **calm, **(environment or {})},

@@ -4,75 +4,15 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from helpers.daemons import frame_pixels, running, send_frames
-from quietbeam.offline.recording import Recording
-from quietbeam.offline.repair import repair
-
-RECORDER = """
-[[sinks]]
-kind = "hdf5"
-directory = "{directory}"
-compression = "none"
-flush_interval_s = 0.2
-reserve_bytes = 1000000
-"""
+from helpers.daemons import running, send_frames
+from helpers.kills import kill, recorded, recorder_into, wait_until_recorded
 
 
 def sinks(tmp_path):
-    return RECORDER.format(directory=tmp_path / "files")
-
-
-def kill(daemon, child, times, pause_s, *, up_s=30.0, state="running"):
-    """Kill one child again and again; each time it is another process, in ``state``."""
-    last = None
-    for killed in range(times):
-        status = daemon.wait_for(
-            lambda s, last=last: (
-                s["children"][child]["pid"] not in {None, last}
-                and state in {"any", s["children"][child]["state"]}
-            ),
-            up_s,
-            f"{child} up again",
-        )
-        last = status["children"][child]["pid"]
-        os.kill(last, signal.SIGKILL)
-        daemon.wait_for(
-            lambda s, n=killed: s["children"][child]["restarts"]["signal"] > n, what="a restart"
-        )
-        time.sleep(pause_s)
-
-
-def recorded(directory):
-    """Give the frame numbers in all files, in order, after checking the pixels.
-
-    A recorder killed while it takes up its own file again may leave it as ``.part``:
-    ``quietbeam repair`` then makes it whole.
-    """
-    numbers = []
-    for part in sorted(Path(directory).glob("*.part")):
-        repair(part)
-    for path in sorted(Path(directory).glob("*.h5")):
-        with Recording(path) as recording:
-            raw, ids = recording.raw, recording.column("raw/frame_id")
-            assert len(raw) == len(ids)
-            for position, number in enumerate(map(int, ids)):
-                assert np.array_equal(raw[position], frame_pixels(number)), number
-                numbers.append(number)
-    return sorted(numbers)
-
-
-def wait_until_recorded(daemon, sent):
-    def settled(status):
-        output = status["outputs"]["hdf5.0"]
-        gone = sum(n for k, n in output["dropped_total"].items() if not k.startswith("clean_"))
-        return output["up"] and output["totals"]["raw_written"] + gone == sent
-
-    return daemon.wait_for(settled, 40, "every raw frame written")
+    return recorder_into(tmp_path / "files")
 
 
 def test_killing_the_recorder_loses_no_frame(tmp_path):
