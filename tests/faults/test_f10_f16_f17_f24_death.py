@@ -207,6 +207,8 @@ def drain(systemd):
     return [text for text in told if "WATCHDOG=1" in text]
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(300)
 @pytest.mark.fault(
     "F24",
     how="a second daemon on the same directory; SIGKILL of the first, then a new one",

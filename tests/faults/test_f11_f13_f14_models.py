@@ -92,26 +92,26 @@ def wait_denoised(daemon, more=20):
     return daemon.wait_for(lambda s: s["ledger"]["denoise"]["sent"] >= before + more, 60)
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(300)
 @pytest.mark.fault(
     "F13",
     how="every call of the live network raises 'CUDA error', from one frame to the next",
-    criterion="the classical denoiser takes over in < 2 s, no frame lost; a later model goes live",
+    criterion="the classical denoiser takes over, no frame lost; then the model comes back",
 )
-def test_a_device_that_fails_costs_no_frame_and_the_next_model_is_tried(tmp_path, measured):
+def test_a_device_that_fails_costs_no_frame_and_the_model_comes_back(tmp_path, measured):
     with stub(tmp_path) as it, Detector(it.daemon.port, 50) as detector:
         it.daemon.wait_for(lambda s: acknowledged(s) > 0, 60)
         it.promote(1)
         it.wait_for_version(1)
         began = time.monotonic()
         it.fault.write_text("fail")
-        status = it.wait_for_version(0)
+        status = it.daemon.wait_for(lambda s: s["pipeline"]["model_version"] == 0, 60)
         measured.recovered_s = time.monotonic() - began
-        assert status["model"]["swaps"]["failed"] == 1
-        it.promote(2)  # while the device is still broken: refused
-        it.daemon.wait_for(lambda s: s["model"]["swaps"]["refused"] == 1, 60)
+        assert "engine_lost" in status["alarms"]
         it.fault.unlink()
-        it.promote(3)
-        it.wait_for_version(3)
+        it.wait_for_version(1)
+        it.daemon.wait_for(lambda s: "engine_lost" not in s["alarms"], 60)
         sent = detector.stop()
         wait_until_recorded(it.daemon, sent, 60)
         status = it.daemon.wait_for(

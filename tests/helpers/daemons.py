@@ -165,7 +165,7 @@ def running(
     port = free_port()
     text = config_text(directory, port, **options)
     with started(directory, text, port, environment) as daemon:
-        daemon.wait_for(lambda s: s["state"] == "running", 60.0, "state running")
+        daemon.wait_for(lambda s: s["state"] == "running", 110.0, "state running")
         yield daemon
 
 

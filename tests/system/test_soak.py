@@ -32,7 +32,7 @@ class Leaks(AnalysisPlugin):
 def soak(*options, environment=None):
     done = subprocess.run(
         [sys.executable, "-m", "quietbeam", "soak", *options, "--json"],
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
     )  # fmt: skip
     assert done.stdout, done.stderr
@@ -49,6 +49,7 @@ def leaky_site(tmp_path):
     return os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.mark.timeout(300)
 def test_a_leak_fails_the_soak_though_every_frame_is_accounted_for(tmp_path):
     more = tmp_path / "more.toml"
     more.write_text('[[analyses]]\nkind = "leaks"\n')
