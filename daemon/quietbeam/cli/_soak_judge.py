@@ -73,7 +73,7 @@ def describe(samples: Sequence[Sample]) -> dict[str, Any]:
     if len(settled) < _FEWEST or settled[0].frames == settled[-1].frames:
         return found
     memory = [sample.memory_bytes for sample in settled]
-    slope = theilslopes(memory, [sample.frames for sample in settled])
+    slope: Any = theilslopes(memory, [sample.frames for sample in settled])
     third = len(settled) // 3
     early, late = settled[:third], settled[-third:]
     return found | {
