@@ -35,7 +35,7 @@ class Gpu:
         if self.gone:
             raise EngineError("CUDA error: no device")
         self.built += 1
-        return Guarded(lambda: Failing(engine, self), answer_s=0.5)
+        return Guarded(lambda: Failing(engine, self), answer_s=5.0)
 
 
 class Failing:

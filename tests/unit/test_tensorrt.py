@@ -41,6 +41,7 @@ for name, words in json.load(sys.stdin).items():
 print(json.dumps(found))
 """
 
+pytestmark = pytest.mark.timeout(600)  # four exports, and what a busy machine makes of them
 needs_rtx = pytest.mark.skipif(
     RTX not in tensorrt_library.installed(),
     reason="TensorRT for RTX is not installed (make rtx)",
@@ -81,7 +82,6 @@ def plans(requests):
 
 
 @needs_rtx
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("precision", TYPES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_is_made_without_a_gpu(plans, name, precision):
@@ -90,14 +90,12 @@ def test_a_plan_is_made_without_a_gpu(plans, name, precision):
 
 
 @needs_rtx
-@pytest.mark.timeout(600)
 def test_plans_can_be_made_for_gpus_by_name_and_a_name_unknown_is_refused(plans):
     assert isinstance(plans["SM80 SM120"], int)
     assert "does not know the GPU SM90" in plans["SM90"]
 
 
 @needs_rtx
-@pytest.mark.timeout(600)
 def test_a_plan_to_be_refitted_needs_weights_to_begin_with(plans):
     assert "needs weights" in plans["refit"]
 
@@ -128,7 +126,6 @@ def test_a_graph_to_be_refitted_holds_every_weight_under_its_name(requests, tmp_
 
 
 @needs_rtx
-@pytest.mark.timeout(600)
 def test_a_damaged_plan_is_made_again_by_the_child(requests, tmp_path, monkeypatch):
     library = tensorrt_library.Library(RTX, Versioned)
     driver = gpu.Driver("none")

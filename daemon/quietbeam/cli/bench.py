@@ -63,6 +63,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--live", action="store_true", help="measure the whole live path")
     parser.add_argument("--ingest", action="store_true", help="measure decoding into the ring")
     parser.add_argument(
+        "--gpu", action="store_true",
+        help="measure engines on a GPU, beside what its memory and arithmetic allow",
+    )  # fmt: skip
+    parser.add_argument(
+        "--training", nargs="+", choices=("off", "process", "stream"), default=["off", "process"],
+        help="with --gpu: what trains meanwhile (default: off process)",
+    )  # fmt: skip
+    parser.add_argument(
         "--rate", type=float, metavar="HZ",
         help="frames per second sent (default: 20 with --live, 1000 with --ingest)",
     )  # fmt: skip
@@ -77,6 +85,8 @@ def _execute(arguments: argparse.Namespace) -> int:
         return 0
     arguments.rate = arguments.rate or (1000.0 if arguments.ingest else 20.0)
     cases = _cases(arguments)
+    if arguments.gpu:
+        return _execute_gpu(arguments)
     if arguments.ingest:
         return _execute_ingest(arguments)
     if arguments.live:
@@ -125,6 +135,53 @@ def _execute_live(arguments: argparse.Namespace) -> int:
     else:
         _print_live(rows, found)
     return 0
+
+
+def _execute_gpu(arguments: argparse.Namespace) -> int:
+    from quietbeam.cli import _bench_gpu as gpu
+    from quietbeam.core.errors import QuietbeamError
+    from quietbeam.model.engines import why_not
+
+    if why_not("cuda"):
+        raise ConfigError(f"--gpu: {why_not('cuda')}")
+    found, rows = gpu.limits(), []
+    names = arguments.denoiser or ["quiet", "umvd", "n2v"]
+    cases = [
+        gpu.GpuCase(name, engine, size_px, training, arguments.seconds)
+        for name, engine in product(names, gpu.ENGINES)
+        for size_px, training in product(arguments.size, arguments.training)
+    ]
+    with bar() as progress:
+        for number, case in enumerate(cases):
+            progress("gpu", number / len(cases))
+            try:
+                rows.append(gpu.measure(case, found))
+            except QuietbeamError as error:
+                rows.append({**asdict(case), "error": str(error)})
+        progress("gpu", 1.0)
+    if arguments.json:
+        print_json({"machine": gpu_machine(), "limits": asdict(found), "gpu": rows})
+    else:
+        _print_gpu(rows)
+    return 1 if any("error" in row for row in rows) else 0
+
+
+def gpu_machine() -> dict[str, Any]:
+    """What figures of a GPU depend on, besides ``machine``: driver, device, TensorRT."""
+    from quietbeam.service.machine import gpu_report
+
+    return {**machine(), **gpu_report()}
+
+
+def _print_gpu(rows: Sequence[dict[str, Any]]) -> None:
+    keys = ("frames_per_s", "p50_ms", "p99_ms", "swap_us", "floor_ms", "times_the_floor")
+    header = ("denoiser", "engine", "px", "training", *keys)
+    lines = []
+    for row in rows:
+        case = (row["denoiser"], row["engine"], str(row["size_px"]), row["training"])
+        figures = [row["error"]] if "error" in row else [f"{row[key]:.3g}" for key in keys]
+        lines.append((*case, *figures))
+    print_table(lines, header)
 
 
 def _execute_ingest(arguments: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def report(directory: Path) -> dict[str, Any]:
         "memory": _memory,
         "shared_memory": _shared_memory,
         "engines": _engines,
-        "gpu": _gpu,
+        "gpu": gpu_report,
         "disk": lambda: _disk(directory),
         "clock": _clock,
         "limits": _limits,
@@ -128,7 +128,7 @@ def _engines() -> Mapping[str, Any]:
     return found
 
 
-def _gpu() -> Mapping[str, Any]:
+def gpu_report() -> Mapping[str, Any]:
     """Say what the driver answers, and what each engine of the GPU lacks here."""
     driver = gpu.ask()
     devices = [
