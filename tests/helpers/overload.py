@@ -71,10 +71,14 @@ class Slow(DenoiserPlugin):
 
 
 class Load(SourcePlugin):
-    """One run of frames in phases of (frames, Hz); each pixel can be told from the number."""
+    """One run of frames in phases of (frames, Hz); each pixel can be told from the number.
+
+    A phase begins once ``begins(its number)`` is true.
+    """
 
     phases: tuple[tuple[int, float], ...]
     shape: tuple[int, int] = SHAPE
+    begins: Callable[[int], bool] = lambda _phase: True
 
     @contextmanager
     def open(self) -> Iterator[Iterator[Any]]:
@@ -83,7 +87,11 @@ class Load(SourcePlugin):
     def _play(self) -> Iterator[Any]:
         yield RunStart(run="load", shape=self.shape, dtype=np.dtype(np.uint16))
         number, due_s = 0, time.monotonic()
-        for frames, rate_hz in self.phases:
+        for phase, (frames, rate_hz) in enumerate(self.phases):
+            while not self.begins(phase):
+                time.sleep(0.01)
+                yield None
+                due_s = time.monotonic()
             for _ in range(frames):
                 while (wait_s := due_s - time.monotonic()) > 0:
                     time.sleep(min(wait_s, 0.05))
@@ -194,6 +202,7 @@ def loaded(
     shape: tuple[int, int] = SHAPE,
     ring_mib: int = 32,
     denoiser: DenoiserPlugin | None = None,
+    begins: Callable[[int], bool] = lambda _phase: True,
 ) -> Iterator[Loaded]:
     """Make a pipeline; whatever happens, its threads are gone afterwards."""
     path = directory / "overload.toml"
@@ -202,7 +211,7 @@ def loaded(
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     slow = Named("slow", denoiser or Slow(frame_s=frame_s))
     fields |= {
-        "source": Named("load", Load(phases=tuple(phases), shape=shape)),
+        "source": Named("load", Load(phases=tuple(phases), shape=shape, begins=begins)),
         "denoiser": slow,
         "fallback": slow,
         "analyses": (Named("count", Count()),),

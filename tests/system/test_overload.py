@@ -95,30 +95,35 @@ def test_ten_seconds_after_the_load_all_is_as_before(tmp_path):
 @pytest.mark.slow
 def test_denoising_is_given_up_before_a_recorder_that_lags_loses_a_raw_frame(tmp_path):
     (tmp_path / "recording").mkdir()
-    recorder = Hdf5(directory=tmp_path / "recording")
+    recorder, is_quick_again = Hdf5(directory=tmp_path / "recording"), threading.Event()
     load = {
         "frame_s": 0.0,
         "backlog": 1000,
         "shape": (128, 128),
-        "ring_mib": 4,
+        "ring_mib": 4,  # 127 frames: the first phase takes 90 % of it
         "sinks": [recorder],
+        "begins": lambda phase: phase == 0 or is_quick_again.is_set(),
     }
-    with loaded(tmp_path, [(115, 400.0), (600, 100.0)], **load) as running:
+    with loaded(tmp_path, [(115, 400.0), (600, 50.0)], **load) as running:
         reader = RingReader(running.rings.raw.path, "hdf5.0", from_first=True)
         running.start()
-        read = 0
-        while not any(state == "denoising" for state in running.states()):
+
+        def denoising_is_given_up():
             reader.beat()  # it lives, and its disk is slow
-            time.sleep(0.01)
+            return "denoising" in running.states()
+
+        until(denoising_is_given_up, 60)
         assert running.states()[:4] == ORDER
-        while not reader.finished:  # the disk is quick again
+        is_quick_again.set()
+        read = 0
+        while not reader.finished:
             read += getattr(reader.read(0.05), "kind", None) == Kind.FRAME
         running.join()
         denoise = running.pipeline.ledger.stages()["denoise"]
         assert (read, reader.lost) == (715, 0)
         assert denoise.dropped["recorder_behind"] > 0
-        assert set(denoise.dropped) <= {"recorder_behind", "ring_overrun"}  # if the machine is busy
-        assert denoise.sent > 100  # it was taken up again
+        assert set(denoise.dropped) == {"recorder_behind"}
+        assert denoise.sent > 400  # it was taken up again
         assert running.states()[-1] == "normal"
 
 
