@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from quietbeam.model.device_engine import DeviceEngine
 from quietbeam.model.export import FRAME, STATE, export, handed_on, weights_as_constants
 from quietbeam.model.half import TYPES, halve
+from quietbeam.model.openvino_engine import core
 from quietbeam.model.torch_engine import TorchEngine, weights_of
 
 SIZE = (24, 32)
@@ -51,13 +52,13 @@ class GraphSlot:
     """Runs an exported graph in OpenVINO: what TensorRT does on a GPU."""
 
     def __init__(self, proto, module):
-        model = ov.Core().read_model(proto.SerializeToString())
+        model = core().read_model(proto.SerializeToString())
         shapes = {FRAME: [1, 1, *SIZE]}
         for i, tensor in enumerate(module.initial_state(1, *SIZE)):
             shapes[f"{STATE}{i}"] = list(tensor.shape)
         model.reshape(shapes)
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
-        self._request = ov.compile_model(model, "CPU", settings).create_infer_request()
+        self._request = core().compile_model(model, "CPU", settings).create_infer_request()
         self._types = {v.name: v.type.tensor_type.elem_type for v in proto.graph.input}
         self._weights = {}
 

@@ -47,6 +47,13 @@ def test_nothing_is_ever_unpickled():
     assert found == []
 
 
+def test_openvino_is_loaded_in_one_place_and_never_let_go():
+    own = ("ov.Core(", "ov.compile_model(")  # each loads it anew; see openvino_engine.core
+    files = [*SOURCES, *(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))]
+    found = {path.name for path in files for word in own if word in path.read_text()}
+    assert found == {"openvino_engine.py"}
+
+
 @pytest.mark.parametrize("module", ["quietbeam", "quietbeam.cli", "quietbeam.config"])
 def test_light_modules_import_nothing_heavy(module):
     heavy = "{'torch', 'zmq', 'h5py', 'openvino', 'onnx', 'scipy'}"

@@ -24,7 +24,7 @@ Precision = Literal["f32", "bf16"]
 
 
 @cache
-def _core() -> ov.Core:
+def core() -> ov.Core:
     """Give the one of this process; it is never let go.
 
     The thread that loads OpenVINO's processor plugin gets another signal stack.
@@ -36,7 +36,7 @@ def _core() -> ov.Core:
 
 def has_bf16() -> bool:
     """Tell whether this processor computes in bf16; elsewhere it would be emulated, slowly."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def precision_for(asked: Literal["auto", "f32", "bf16"], denoiser: StreamingDenoiser) -> Precision:
@@ -219,8 +219,8 @@ class OpenVinoEngine:
 def _compile(
     path: Path, shapes: dict[str, tuple[int, ...]], precision: Precision, threads: int
 ) -> ov.CompiledModel:
-    core = _core()
-    model = core.read_model(path)
+    openvino = core()
+    model = openvino.read_model(path)
     model.reshape({name: list(dims) for name, dims in shapes.items()})
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -229,4 +229,4 @@ def _compile(
         # Pinned threads of two processes would meet on the same core.
         "ENABLE_CPU_PINNING": False,
     }
-    return core.compile_model(model, "CPU", settings)
+    return openvino.compile_model(model, "CPU", settings)
