@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import h5py
@@ -232,32 +232,32 @@ class Puller:
 
 @pytest.mark.parametrize("what", ["clean", "raw"])
 def test_a_lossless_output_waits_for_a_consumer_that_pauses(tmp_path, what):
-    address = f"ipc://{tmp_path}/push"
+    address, caught_up = f"ipc://{tmp_path}/push", threading.Event()
     sink = Zmq(address=address, socket="push", policy="lossless", what=what, buffer_frames=400)
-    with loaded(
-        tmp_path, [(100, 100.0)], frame_s=0.001, sinks=[sink], backlog=4000, shape=(128, 128)
-    ) as running:
-        puller = Puller(address)
+    load = {"frame_s": 0.001, "sinks": [sink], "backlog": 4000, "shape": (128, 128)}
+    load["begins"] = lambda phase: phase == 0 or caught_up.is_set()
+    with (
+        loaded(tmp_path, [(100, 100.0), (1, 100.0)], **load) as running,
+        closing(Puller(address)) as puller,
+    ):
         running.start()
-        until(lambda: running.pipeline.snapshot()["source"] == "ended")  # it slept all the time
-        puller.pull(lambda: len(puller.numbers) == 100)
+        stages = running.pipeline.ledger.stages
+        until(lambda: "ingest" in stages() and stages()["ingest"].sent == 100)  # it slept meanwhile
+        puller.pull(lambda: len(puller.numbers) == 100, 60)
+        assert running.pipeline.ledger.stages()["zmq.0"].dropped == {}
+        caught_up.set()
         running.join()
-        puller.close()
         running.assert_accounts_are_exact()
     assert puller.numbers == list(range(100))
-    assert running.pipeline.ledger.stages()["zmq.0"].dropped == {}
 
 
 def test_a_lossless_output_whose_consumer_never_comes_back_counts_what_it_gives_up(tmp_path):
     address = f"ipc://{tmp_path}/push"
     sink = Zmq(address=address, socket="push", policy="lossless", buffer_frames=10)
-    with loaded(
-        tmp_path, [(100, 200.0)], frame_s=0.001, sinks=[sink], backlog=4000, shape=(128, 128)
-    ) as running:
-        puller = Puller(address)
+    load = {"frame_s": 0.001, "sinks": [sink], "backlog": 4000, "shape": (128, 128)}
+    with loaded(tmp_path, [(100, 200.0)], **load) as running, closing(Puller(address)):
         running.start()
         running.join()
-        puller.close()
         running.assert_accounts_are_exact()
     account = running.pipeline.ledger.stages()["zmq.0"]
     assert set(account.dropped) == {"full", "slow"}
@@ -265,14 +265,18 @@ def test_a_lossless_output_whose_consumer_never_comes_back_counts_what_it_gives_
 
 
 def test_raw_frames_go_out_whatever_the_denoiser_gives_up(tmp_path):
-    address = f"ipc://{tmp_path}/push"
+    address, caught_up = f"ipc://{tmp_path}/push", threading.Event()
     sinks = [Zmq(address=address, socket="push", policy="lossless", what="raw"), Gather()]
-    with loaded(tmp_path, [(150, 150.0)], frame_s=FRAME_S, sinks=sinks) as running:
-        puller = Puller(address)
+    load = {"frame_s": FRAME_S, "sinks": sinks}
+    load["begins"] = lambda phase: phase == 0 or caught_up.is_set()
+    with (
+        loaded(tmp_path, [(150, 150.0), (1, 100.0)], **load) as running,
+        closing(Puller(address)) as puller,
+    ):
         running.start()
-        puller.pull(lambda: len(puller.numbers) == 150)
+        puller.pull(lambda: len(puller.numbers) == 150, 60)
+        caught_up.set()
         running.join()
-        puller.close()
     assert puller.numbers == list(range(150))
     assert running.pipeline.ledger.stages()["denoise"].dropped["overload"] > 0
 
