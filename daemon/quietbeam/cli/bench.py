@@ -138,9 +138,9 @@ def _execute_live(arguments: argparse.Namespace) -> int:
 
 
 def _execute_gpu(arguments: argparse.Namespace) -> int:
-    from quietbeam.cli import _bench_gpu as gpu
     from quietbeam.core.errors import QuietbeamError
     from quietbeam.model.engines import why_not
+    from quietbeam.offline import gpu_figures as gpu
 
     if why_not("cuda"):
         raise ConfigError(f"--gpu: {why_not('cuda')}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quietbeam.cli import _bench_gpu as gpu
 from quietbeam.cli import main
 from quietbeam.model import engines
 from quietbeam.model.cuda_engine import cuda_engine
+from quietbeam.offline import gpu_figures as gpu
 
 PX = 48
 

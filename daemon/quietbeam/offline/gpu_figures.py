@@ -1,6 +1,6 @@
 """``quietbeam bench --gpu``: engines on a GPU beside what its memory and its arithmetic allow.
 
-``python -m quietbeam.cli._bench_gpu NAME DEVICE`` trains until standard input ends and prints
+``python -m quietbeam.offline.gpu_figures NAME DEVICE`` trains until standard input ends and prints
 steps per second: the training process of a measurement.
 """
 
@@ -268,9 +268,14 @@ def _main() -> int:
     name, device = sys.argv[1:]
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    rate = train(name, device, lambda: print("started", flush=True), ended.is_set)
-    print(json.dumps({"steps_per_s": rate}))
+    rate = train(name, device, lambda: _tell("started"), ended.is_set)
+    _tell(json.dumps({"steps_per_s": rate}))
     return 0
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
