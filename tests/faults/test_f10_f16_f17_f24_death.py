@@ -20,14 +20,13 @@ from helpers.faults import (
     at_rest,
     stopped,
 )
-from helpers.kills import files_of, kill, recorded, recorder_into, wait_until_recorded
-
-
-def everything_recorded(measured, directory, sent):
-    numbers = recorded(directory)
-    measured.sent, measured.recorded = sent, len(numbers)
-    measured.lost = len(set(range(sent)) - set(numbers))
-    assert numbers == list(range(sent))
+from helpers.kills import (
+    everything_recorded,
+    files_of,
+    kill,
+    recorder_into,
+    wait_until_recorded,
+)
 
 
 @pytest.mark.faults

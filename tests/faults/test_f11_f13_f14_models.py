@@ -20,16 +20,9 @@ from helpers.faults import (
     assert_accounts_are_exact,
     at_rest,
 )
-from helpers.kills import recorded, recorder_into, wait_until_recorded
+from helpers.kills import everything_recorded, recorder_into, wait_until_recorded
 from quietbeam.core.errors import EngineError
 from quietbeam.model import checkpoint
-
-
-def everything_recorded(measured, directory, sent):
-    numbers = recorded(directory)
-    measured.sent, measured.recorded = sent, len(numbers)
-    measured.lost = len(set(range(sent)) - set(numbers))
-    assert numbers == list(range(sent))
 
 
 class Stub:

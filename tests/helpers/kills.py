@@ -72,6 +72,14 @@ def recorded(directory):
     return sorted(number for numbers in files_of(directory) for number in numbers)
 
 
+def everything_recorded(measured, directory, sent):
+    """Hold that frames 0 to ``sent`` are in the files, each once; write it into the row."""
+    numbers = recorded(directory)
+    measured.sent, measured.recorded = sent, len(numbers)
+    measured.lost = len(set(range(sent)) - set(numbers))
+    assert numbers == list(range(sent))
+
+
 def wait_until_recorded(daemon, sent, seconds=40):
     def settled(status):
         output = status["outputs"]["hdf5.0"]

@@ -102,7 +102,8 @@ def test_a_key_that_others_can_read_and_an_output_open_to_all(diagnosed, tmp_pat
     )
     [finding] = diagnosed(more=locked)
     assert finding.name == "secret_readable"
-    assert f"chmod 600 {tmp_path}/a.key_secret" in finding.mend
+    assert f"{tmp_path}/a.key_secret has mode 0644" in finding.what
+    assert "chmod 600" in finding.mend
     [finding] = diagnosed(more=f'[[sinks]]\nkind = "zmq"\naddress = "tcp://*:{free_port()}"\n')
     assert finding.name == "open_output"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +31,26 @@ def environment(config: Config) -> list[str]:
     very configuration holds them: a check before a reload must be possible.
     """
     findings = [*_runtime(config), *_rings(config), *_denoisers(config)]
+    findings += readable_secrets(config)
     if _running(config) is None:
         findings += _ports(config)
     for table, named in _plugins(config):
         findings += [f"{config.path}: [{table}] {problem}" for problem in _paths(table, named)]
     return findings
+
+
+def readable_secrets(config: Config) -> Iterator[str]:
+    """Name the secret keys that others than their owner may read: they are secret no more."""
+    for table, named in _plugins(config):
+        key = getattr(named.plugin, "curve_secret_key", None)
+        if key is None or not Path(key).exists():
+            continue
+        mode = stat.S_IMODE(Path(key).stat().st_mode)
+        if mode & 0o077:
+            yield (
+                f"{config.path}: [{table}] curve_secret_key: others may read this secret key, "
+                f"{key} has mode {mode:04o}, expected 0600; make a new pair, and `chmod 600` it"
+            )
 
 
 def _running(config: Config) -> int | None:

@@ -22,6 +22,7 @@ from quietbeam.model.engines import cache_directory
 from quietbeam.pipeline.pipeline import Pipeline, Rings
 from quietbeam.service.access import Access, own_names
 from quietbeam.service.accounts import RunLog
+from quietbeam.service.checks import readable_secrets
 from quietbeam.service.control import Control
 from quietbeam.service.health import alive
 from quietbeam.service.http import Endpoints, HttpServer, listen, url_of
@@ -122,6 +123,8 @@ class Daemon:
     def _assemble(self, stack: ExitStack) -> None:
         """Make every part; nothing runs yet."""
         config, service = self.config, self.config.service
+        if secrets := list(readable_secrets(config)):
+            raise ConfigError("\n".join(secrets))
         directory = directory_for(config.name, service.runtime_directory)
         self._runtime = stack.enter_context(RuntimeDirectory(directory))
         listener = stack.enter_context(listen(service.http))

@@ -47,6 +47,8 @@ _MENDS = (
      "correct the path, or let the user of the service read the file"),
     ("denoiser", r"cannot be built",
      "choose settings that fit together, or install what is missing (quietbeam plugins)"),
+    ("secret_readable", r"others may read this secret key",
+     "chmod 600 the file; the key has to be made anew"),
 )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def diagnose(path: Path) -> list[Finding]:
         mend = f"correct the key named; `quietbeam check {path}` tells when it is right"
         return found + [Finding("configuration", line, mend) for line in str(error).splitlines()]
     looks: tuple[Callable[[Config], Iterator[Finding]], ...] = (
-        _other_daemon, _surroundings, _secrets, _exposed, _recordings,
+        _other_daemon, _surroundings, _exposed, _recordings,
     )  # fmt: skip
     return found + [finding for look in looks for finding in look(config)]
 
@@ -89,14 +91,6 @@ def _surroundings(config: Config) -> Iterator[Finding]:
         named = ((name, mend) for name, pattern, mend in _MENDS if re.search(pattern, text))
         name, mend = next(named, ("surroundings", "see `quietbeam check --help`"))
         yield Finding(name, text, mend)
-
-
-def _secrets(config: Config) -> Iterator[Finding]:
-    for where, plugin in _plugins(config):
-        key = getattr(plugin, "curve_secret_key", None)
-        if key is not None and Path(key).exists() and Path(key).stat().st_mode & 0o077:
-            what = f"{where} curve_secret_key: others may read {key}"
-            yield Finding("secret_readable", what, f"chmod 600 {key}; the key has to be made anew")
 
 
 def _exposed(config: Config) -> Iterator[Finding]:

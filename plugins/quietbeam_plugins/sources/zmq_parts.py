@@ -120,6 +120,9 @@ class StreamSource(SourcePlugin):
     def _known_transport(cls, address: str) -> str:
         if not address.startswith(("tcp://", "ipc://", "inproc://", "file://")):
             raise ValueError("expected tcp://host:port, ipc://path or file:///path/to/x.qbcap")
+        port = address.rpartition(":")[2]
+        if address.startswith("tcp://") and not (port.isdecimal() or port == "*"):
+            raise ValueError(f"{address!r} names no port; expected tcp://host:port")
         return address
 
     @model_validator(mode="after")
