@@ -88,7 +88,7 @@ def _table(rows):
     lines = [
         "# What every fault did",
         "",
-        "Written by `make test-faults`; do not edit. Faults and criteria: [README](README.md).",
+        "Written by `make test-faults`; do not edit; see [how the tests lie](../README.md).",
         "",
         _where(),
         "",
