@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from helpers.daemons import frame_pixels, running, send_frames
+from helpers.processes import descendants
 from quietbeam.offline.recording import Recording
 
 
 def recorder_pid(daemon):
     """Process id of the daemon's recorder."""
-    children = Path(f"/proc/{daemon.process.pid}/task").glob("*/children")
-    for pid in {int(word) for child in children for word in child.read_text().split()}:
+    for pid in descendants(daemon.process.pid)[1:]:
         if b"sink_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     raise AssertionError("the daemon has no recorder")
