@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def descendants(pid: int) -> list[int]:
-    """``pid`` and the processes it started, and they in turn; whoever ends meanwhile may be missing.
+    """``pid``, the processes it started, and theirs in turn; who ends meanwhile may be missing.
 
     Parents are read, not the lists of children: those belong to threads, which come and go.
     """
